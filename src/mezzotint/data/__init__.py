@@ -1,0 +1,1 @@
+"""Captioned image sets: read, filter with a card, bucket, cache latents."""

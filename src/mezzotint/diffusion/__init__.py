@@ -1,0 +1,1 @@
+"""Maths: no models, no files, no images."""

@@ -1,0 +1,1 @@
+"""Networks: config in, tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""Text -> tokens -> what the networks are conditioned on."""

@@ -1,0 +1,39 @@
+"""Shared by every test: one thread, no network, seeded generators."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _closed_network(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+    """Refuse every connection but loopback: a test that reaches the network is wrong."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: object) -> None:
+        if self.family == socket.AF_UNIX or (isinstance(address, tuple) and address[0] in {"127.0.0.1", "::1"}):
+            return connect(self, address)  # pyright: ignore[reportArgumentType]
+        raise AssertionError(f"a test opened a connection to {address!r}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded CPU generator."""
+    return torch.Generator("cpu").manual_seed(0)
+
+
+@pytest.fixture
+def trained_folder() -> Path:
+    """A small trained Stable Diffusion checkpoint as a diffusers folder, named by MEZZOTINT_ICONS."""
+    path = os.environ.get("MEZZOTINT_ICONS")
+    if not path:
+        pytest.skip("MEZZOTINT_ICONS names no trained checkpoint")
+    return Path(path)
