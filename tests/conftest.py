@@ -37,3 +37,26 @@ def trained_folder() -> Path:
     if not path:
         pytest.skip("MEZZOTINT_ICONS names no trained checkpoint")
     return Path(path)
+
+
+SKIPS = Path(__file__).parent / "skips.txt"
+_refused: list[str] = []
+
+
+def may_skip(reason: str) -> bool:
+    """Whether tests/skips.txt lists a skip for this reason."""
+    listed = [line.split("|")[0].strip() for line in SKIPS.read_text().splitlines() if line and line[0] != "#"]
+    return any(word in reason for word in listed)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember each skip whose reason is not listed."""
+    if report.skipped and not hasattr(report, "wasxfail") and not may_skip(str(report.longrepr)):
+        _refused.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that skipped something without a listed reason."""
+    if _refused and not hasattr(session.config, "workerinput"):
+        print(f"\nskipped without a reason in tests/skips.txt: {', '.join(_refused)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

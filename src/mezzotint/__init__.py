@@ -1,1 +1,59 @@
-"""The Stable Diffusion family: generate, train, measure, explain, serve."""
+"""mezzotint: the whole Stable Diffusion family as one small, exact, fast, readable package.
+
+    system = mezzotint.load("path/to/checkpoint")
+    result = mezzotint.generate(system, prompt="a red fox", steps=20, seed=1)
+    result.save("outputs")
+
+Names are looked up when they are first used: `import mezzotint` does not import torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mezzotint.errors import CheckpointError, ConfigError, MezzotintError, RequestError
+    from mezzotint.pipeline.generate import Result, generate, replay, stream
+    from mezzotint.pipeline.request import Progress, Request
+    from mezzotint.pipeline.system import System, load
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "MezzotintError",
+    "Progress",
+    "Request",
+    "RequestError",
+    "Result",
+    "System",
+    "generate",
+    "load",
+    "replay",
+    "stream",
+]
+
+_HOME = {
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "MezzotintError": "errors",
+    "Progress": "pipeline.request",
+    "Request": "pipeline.request",
+    "RequestError": "errors",
+    "Result": "pipeline.generate",
+    "System": "pipeline.system",
+    "generate": "pipeline.generate",
+    "load": "pipeline.system",
+    "replay": "pipeline.generate",
+    "stream": "pipeline.generate",
+}
+
+
+def __getattr__(name: str) -> object:
+    """The public name, from the module that defines it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'mezzotint' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mezzotint.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)
