@@ -3,7 +3,7 @@
 A header is read and checked without touching the weights, so that a damaged or disguised file is explained before
 anything is loaded. States are memory-mapped: reading 4 GB from a warm page cache takes milliseconds and copies nothing.
 
-Source: the safetensors format, https://huggingface.co/docs/safetensors: 8 bytes of little-endian header length, JSON, data.
+Source: the safetensors format, https://huggingface.co/docs/safetensors: 8 bytes of header length, JSON, data.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -60,6 +60,10 @@ _DISGUISES = {  # first bytes of what people rename to .safetensors
     b"<!DOCTYPE": "a web page, probably a failed download: download it again",
     b"<html": "a web page, probably a failed download: download it again",
 }
+
+
+class _Reader(contextlib.AbstractContextManager["_Reader"], Protocol):
+    def get_tensor(self, name: str) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +122,7 @@ def read_state(path: str | Path, keys: list[str] | None = None) -> dict[str, Ten
     if absent := [name for name in names if name not in header.tensors]:
         raise CheckpointError(f"{header.path}: no tensor {absent[0]!r} in the file" + more(len(absent) - 1))
     try:
-        with safe_open(header.path, framework="pt") as file:
+        with cast("_Reader", safe_open(header.path, framework="pt")) as file:  # safetensors declares no types
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{header.path} is not a valid safetensors file: {error}; download it again") from error
@@ -184,29 +188,37 @@ def write_state(
     metadata: Mapping[str, str] | None = None,
     *,
     dtype: torch.dtype | None = None,
+    hash_key: str | None = None,
 ) -> None:
     """Write a safetensors file, all of it or nothing; floating-point tensors become `dtype` if one is given.
 
     One tensor at a time is made contiguous and cast, so that memory-mapped input of any size needs little memory. The
-    bytes depend on the tensors and the metadata alone.
+    bytes depend on the tensors and the metadata alone. `hash_key` names the metadata entry that receives "0x" and the
+    SHA-256 of the data after the header.
     Raises: CheckpointError if the file cannot be written or a dtype has no name in the format.
     """
     path = Path(path)
     out = {name: _written_dtype(path, name, tensor, dtype) for name, tensor in tensors.items()}
     # widest elements first: every tensor then starts at a multiple of its element size
     names = sorted(tensors, key=lambda name: (-out[name].itemsize, name))
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    spans: dict[str, object] = {}
     end = 0
     for name in names:
         start, end = end, end + tensors[name].numel() * out[name].itemsize
-        header[name] = {"dtype": _NAMES[out[name]], "shape": list(tensors[name].shape), "data_offsets": [start, end]}
-    raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
+        spans[name] = {"dtype": _NAMES[out[name]], "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    texts = dict(metadata or {}) | ({hash_key: "0x" + "0" * 64} if hash_key else {})
+    sha256 = hashlib.sha256()
     with atomic(path) as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.write(_header_bytes(spans, texts))
         for name in names:
-            data = tensors[name].detach().to("cpu", out[name]).contiguous().reshape(-1).view(torch.uint8)
-            file.write(data.numpy().data)
+            flat = tensors[name].detach().to("cpu", out[name]).contiguous().reshape(-1).view(torch.uint8)
+            data = flat.numpy().data
+            file.write(data)
+            if hash_key:
+                sha256.update(data)
+        if hash_key:
+            file.seek(0)
+            file.write(_header_bytes(spans, texts | {hash_key: f"0x{sha256.hexdigest()}"}))
 
 
 @contextlib.contextmanager
@@ -265,6 +277,13 @@ def sha256_of(path: str | Path) -> str:
 def more(count: int) -> str:
     """The end of a shortened list: " and 3 more", or nothing."""
     return f" and {count} more" if count > 0 else ""
+
+
+def _header_bytes(spans: dict[str, object], texts: dict[str, str]) -> bytes:
+    header = ({"__metadata__": dict(sorted(texts.items()))} if texts else {}) | spans
+    raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)  # data starts at a multiple of 8
+    return len(raw).to_bytes(8, "little") + raw
 
 
 def _header_length(path: Path, start: bytes, size: int) -> int:
