@@ -23,8 +23,8 @@ from mezzotint.errors import ConfigError
 TERMINAL_ALPHA_BAR = 2.0**-24
 """Stands for ᾱ = 0 where sigma must be finite: sigma_max = 4096. The value that diffusers uses."""
 
-Lookup = Literal["interpolated", "nearest"]
-"""How a sigma between two trained ones finds its t: between them, linearly in log sigma, or at the nearer one."""
+Lookup = Literal["interpolated", "nearest", "floor"]
+"""How a sigma between two trained ones finds its t: linearly in log sigma, then as it is, rounded, or rounded down."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ class NoiseSchedule:
 
     @cached_property
     def _log_sigmas(self) -> list[float]:
-        return self.sigmas.log().tolist()
+        return [math.log(sigma) for sigma in self.sigmas]
 
     @property
     def sigma_min(self) -> float:
@@ -108,15 +108,14 @@ class NoiseSchedule:
         return math.exp(logs[low] + (t - low) * (logs[low + 1] - logs[low]))
 
     def timestep(self, sigma: float, how: Lookup = "interpolated") -> float:
-        """Training step of a noise level, the inverse of `sigma`; levels outside the trained range get its ends.
-
-        "nearest" gives a whole number: the nearer in log sigma.
-        """
+        """Training step of a noise level, the inverse of `sigma`; levels outside the trained range get its ends."""
         logs = self._log_sigmas
         log = math.log(min(max(sigma, self.sigma_min), self.sigma_max))
         low = min(max(bisect_right(logs, log) - 1, 0), len(logs) - 2)
         t = low + (log - logs[low]) / (logs[low + 1] - logs[low])
-        return float(math.floor(t + 0.5)) if how == "nearest" else t
+        if how == "interpolated":
+            return t
+        return float(round(t) if how == "nearest" else math.floor(t + 1e-6))  # a trained sigma keeps its own t
 
     def coefficients(self, t: Int[Tensor, "b"], like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(ᾱ_t) and sqrt(1 - ᾱ_t), each shaped to multiply a batch shaped as `like` is, on its device.
