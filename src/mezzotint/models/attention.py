@@ -48,7 +48,7 @@ class Attention(nn.Module):
         return self.out(h.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [b heads l c/heads]
+        return x.reshape(*x.shape[:-1], self.heads, -1).transpose(1, 2)  # [b heads l c/heads]
 
 
 class FeedForward(nn.Module):

@@ -5,7 +5,7 @@ Letters: b batch, c o channels in and out, h w rows and columns, e width of the 
 Source: He et al. 2016, arXiv:1603.05027; Ho et al. 2020, arXiv:2006.11239, appendix B.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ M = TypeVar("M", bound=nn.Module)
 
 class ModuleList(nn.ModuleList, Generic[M]):
     """`nn.ModuleList` whose iteration knows the type of its modules."""
+
+    def __init__(self, modules: Iterable[M] = ()) -> None:
+        super().__init__(modules)
 
     def __iter__(self) -> Iterator[M]:
         return super().__iter__()  # pyright: ignore[reportReturnType]  # nothing else is ever put in

@@ -14,13 +14,13 @@ Meng et al. 2023, arXiv:2210.03142 (guidance embedding).
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from mezzotint.errors import ConfigError
 from mezzotint.models.attention import LayerKeys, Transformer
@@ -293,7 +293,7 @@ class UNet(nn.Module):
 
     def _run(self, block: Block | Middle, x: Tensor, emb: Tensor, keys: tuple[LayerKeys, ...]) -> Tensor:
         if self.is_checkpointed and torch.is_grad_enabled():
-            return checkpoint(block, x, emb, keys, use_reentrant=False)
+            return cast(Tensor, checkpoint(block, x, emb, keys, use_reentrant=False))  # torch leaves it untyped
         return block(x, emb, keys)
 
 

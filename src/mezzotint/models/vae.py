@@ -2,7 +2,8 @@
 
 "Latent" always means the scaled one that the U-Net sees: `encode` multiplies, `decode` divides.
 
-Letters: b batch, k latent channels, c image channels, h w rows and columns of the latent, H W = factor * h w of the image.
+Letters: b batch, k latent channels, m = 2k, c image channels, h w rows and columns of the latent, H W those of the
+image = factor * h w.
 
 Source: Rombach et al. 2022, arXiv:2112.10752, section 3.1 and appendix G; Esser et al. 2021, arXiv:2012.09841.
 """
@@ -178,7 +179,7 @@ class AutoencoderKL(nn.Module):
         """Pixels per latent position along each side."""
         return self.config.factor
 
-    def moments(self, image: Float[Tensor, "b c H W"]) -> Float[Tensor, "b 2*k h w"]:
+    def moments(self, image: Float[Tensor, "b c H W"]) -> Float[Tensor, "b m h w"]:
         """Mean and log-variance of the unscaled latent, not clamped: what the KL loss is about."""
         h = self.encoder(image)
         return h if self.quant is None else self.quant(h)
