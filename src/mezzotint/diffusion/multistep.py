@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from mezzotint.diffusion.sampling import Noise, NoiseLevel, Query, Sampling
@@ -168,8 +168,6 @@ def _dpmpp(
         if after.sigma == 0:
             return x0
         h = math.log(now.sigma / after.sigma)
-        if h == 0:  # a config whose last level stands twice
-            continue
         k = (1 + eta) * h
         zeroth, first, second = exponential_moments(k)
         x = toward(x, x0, math.exp(-k))
@@ -270,8 +268,8 @@ def _uni_step(
     else:
         third = h**3 / 6 - second
         targets = [first / h, 2 * second / h**2, 6 * third / h**3][: len(ratios)]
-        powers = torch.tensor([[r**i for r in ratios] for i in range(len(ratios))], dtype=torch.float64)
-        weights = (torch.linalg.solve(powers, torch.tensor(targets, dtype=torch.float64)) / scale).tolist()
+        powers = np.vander(ratios, increasing=True).T
+        weights = (np.linalg.solve(powers, np.array(targets)) / scale).tolist()
     for weight, ratio, value in zip(weights, ratios, values[1:], strict=True):
         x = x + scale * weight / ratio * (value - values[0])
     return x
@@ -310,8 +308,6 @@ def unipc(
         if after.sigma == 0:
             return x0
         h = math.log(now.sigma / after.sigma)
-        if h == 0:  # a config whose last level stands twice
-            continue
         used = min(len(nodes), len(sigmas) - 1 - step if lower_order_final else order)
         x = _uni_step(x, [node - here for node in nodes[:used]], values[:used], h, solver_type)
     return x
