@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import tokenizers
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
@@ -147,15 +147,17 @@ def from_folder(path: Path, *, clean: Clean = "openai") -> Tokenizer:
             raise CheckpointError(f"{whole}: not a tokenizer ({error})") from error
         engine.no_truncation()
         engine.no_padding()
+        find = engine.token_to_id
     else:
         vocabulary, merges = _json(path / "vocab.json"), _pairs(_text(path / "merges.txt"))
         try:
             engine = _engine(vocabulary, merges, clean=clean, special=listed)
         except Exception as error:  # the engine raises nothing more exact
             raise CheckpointError(f"{path}: vocab.json and merges.txt do not fit each other ({error})") from error
+        find = vocabulary.get  # not the engine's, which numbers a special token that it does not know
 
     def number(token: str, role: str) -> int:
-        found = engine.token_to_id(token)
+        found = find(token)
         if found is None:
             raise CheckpointError(f"{path}: {role} {token!r} is not in the vocabulary")
         return found
@@ -202,7 +204,8 @@ def _engine(
         )
     # CLIP's code finds a spelt-out special token only where a piece begins; here, as in transformers, it is found
     # anywhere ("!<|endoftext|>").
-    engine.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in dict.fromkeys(special)])
+    added: list[AddedToken | str] = [AddedToken(token, normalized=False) for token in dict.fromkeys(special)]
+    engine.add_special_tokens(added)  # pyright: ignore[reportUnknownMemberType]  # its stub says list of anything
     return engine
 
 
@@ -232,9 +235,15 @@ def _special_tokens(path: Path) -> dict[str, str]:
     # list added_tokens_decoder were written by a version that keeps the newer one right.
     if named.is_file() and "added_tokens_decoder" not in config:
         config |= _json(named)
-    roles = {role: config.get(role) for role in ("bos_token", "eos_token", "pad_token")}
-    contents = {role: token["content"] if isinstance(token, dict) else token for role, token in roles.items()}
-    return {role: content for role, content in contents.items() if isinstance(content, str)}
+    special: dict[str, str] = {}
+    for role in ("bos_token", "eos_token", "pad_token"):
+        token: Any = config.get(role)  # Any: JSON, a string or an object
+        content: Any = cast(dict[str, Any], token).get("content") if isinstance(token, dict) else token
+        if content is not None and not isinstance(content, str):
+            raise CheckpointError(f"{path}: {role} {content!r} is not a text")
+        if content is not None:
+            special[role] = content
+    return special
 
 
 def _text(path: Path) -> str:
@@ -255,4 +264,4 @@ def _json(path: Path) -> dict[str, Any]:  # Any: JSON
         raise CheckpointError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a JSON object")
-    return content
+    return cast(dict[str, Any], content)
