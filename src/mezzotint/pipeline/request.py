@@ -5,17 +5,18 @@ The fields of `Request` are the flags of the command line, the keys of the JSON 
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from mezzotint.errors import MezzotintError, RequestError, unknown
 from mezzotint.images import Resize, encode, open_image
-from mezzotint.names import SAMPLERS, find_sampler, find_spacing
+from mezzotint.names import SAMPLERS, find_sampler, find_spacing, implied_options
 
 SIZE_STEP = 8
 MAX_SIDE = 8192
@@ -49,7 +50,7 @@ class ImageRef(BaseModel):
             raise ValueError("exactly one of path, bytes and upload id")
         return self
 
-    @field_serializer("data")
+    @field_serializer("data", when_used="json")
     def _no_bytes(self, data: bytes | None) -> None:
         """Records hold the hash, never the pixels."""
 
@@ -113,8 +114,10 @@ class Request(BaseModel):
         default="ldm", description="how it is brought to a square: squashed, or its centre"
     )
     reference_noise: int = Field(default=0, ge=0, le=999, description="noise added to its embedding")
-    clip_skip: int | None = Field(default=None, ge=1, le=12, description="last text layers left out, plus 1")
-    empty_negative: Literal["encode", "zeros_if_none", "zeros_if_empty"] | None = Field(
+    clip_skip: int | None = Field(
+        default=None, ge=1, description="text layer that is read, from the end; 1 is the last"
+    )
+    empty_negative: Literal["encode", "zeros_if_none", "zeros_if_empty", "zeros_if_any_empty"] | None = Field(
         default=None, description="what an empty negative prompt is; none: as the model was trained"
     )
     original_size: tuple[int, int] | None = Field(
@@ -145,10 +148,12 @@ class Request(BaseModel):
         """ "DPM++ 2M Karras" is a sampler and a spacing; a spacing that is given wins."""
         if not isinstance(fields, Mapping):
             return fields
-        known = dict[str, Any](fields)  # Any: not validated yet
+        known = dict[str, Any](cast(Mapping[str, Any], fields))  # Any: not validated yet
         if isinstance(sampler := known.get("sampler"), str):
             info, spacing = find_sampler(sampler)
             known |= {"sampler": info.name, "spacing": known.get("spacing") or spacing}
+            if implied := implied_options(sampler):
+                known["options"] = implied | known.get("options", {})
         if isinstance(spacing := known.get("spacing"), str):
             known["spacing"] = find_spacing(spacing).name
         return known
@@ -207,11 +212,19 @@ def check_options(sampler: str, options: Mapping[str, object]) -> None:
             if not known:
                 raise RequestError(f"options.{key}: sampler {sampler!r} has no options")
             raise RequestError(f"options: {unknown(f'option of {sampler}', key, known)}")
-        low, high = known[key].low, known[key].high
-        if isinstance(value, int | float) and (
-            (low is not None and value < low) or (high is not None and value > high)
+        low, high, choices = known[key].low, known[key].high, known[key].choices
+        if choices and value not in choices:
+            raise RequestError(f"options: {unknown(f'{key} of {sampler}', str(value), choices)}")
+        if isinstance(value, int | float) and not (-math.inf if low is None else low) <= value <= (
+            math.inf if high is None else high
         ):
-            raise RequestError(f"options.{key} = {value!r}: must be from {low} to {high}")
+            raise RequestError(f"options.{key} = {value!r}: must be {_range(low, high)}")
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f"from {low:g} to {high:g}"
+    return f"at least {low:g}" if low is not None else f"at most {high:g}"
 
 
 def _one_line(error: ValidationError) -> str:
@@ -219,7 +232,7 @@ def _one_line(error: ValidationError) -> str:
     lines: list[str] = []
     for detail in error.errors():
         cause = detail.get("ctx", {}).get("error")
-        message = str(cause) if cause is not None else detail["msg"][:1].lower() + detail["msg"][1:]
+        message = str(cause) if cause is not None else detail["msg"].replace("Input should", "must")
         field = ".".join(str(part) for part in detail["loc"] if not isinstance(part, str) or "[" not in part)
         if detail["type"] == "extra_forbidden":
             message = unknown("field", field, Request.model_fields)
