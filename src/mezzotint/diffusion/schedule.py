@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -82,7 +83,7 @@ class NoiseSchedule:
 
     @cached_property
     def _log_sigmas(self) -> list[float]:
-        return [math.log(sigma) for sigma in self.sigmas]
+        return np.log(self.sigmas.numpy()).tolist()
 
     @property
     def sigma_min(self) -> float:

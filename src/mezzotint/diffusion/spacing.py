@@ -45,13 +45,18 @@ def leading_dpm(schedule: NoiseSchedule, steps: int, *, offset: int = 0) -> Poin
 
 
 def linspace(schedule: NoiseSchedule, steps: int, *, rounding: Rounding = "none") -> Points:
-    """Evenly from the last training step to the first, both included; 1 step is the last."""
-    return _rounded(np.linspace(len(schedule) - 1, 0, steps), rounding)
+    """Evenly from the last training step to the first, both included; 1 step is the first, as in diffusers."""
+    return _rounded(np.linspace(0, len(schedule) - 1, steps), rounding)[::-1]
 
 
 def linspace_dpm(schedule: NoiseSchedule, steps: int, *, rounding: Rounding = "nearest") -> Points:
     """`linspace` in its n + 1 form, so without training step 0."""
     return _rounded(np.linspace(0, len(schedule) - 1, steps + 1), rounding)[:0:-1]
+
+
+def uniform(schedule: NoiseSchedule, steps: int) -> Points:
+    """k-diffusion's own: as `linspace`, but 1 step is the last, and sigma is interpolated in its logarithm."""
+    return np.linspace(len(schedule) - 1, 0, steps)
 
 
 def trailing(schedule: NoiseSchedule, steps: int) -> Points:
@@ -97,7 +102,7 @@ def karras(
 ) -> Points:
     """Sigmas evenly in sigma^(1/rho); rho > 1 puts more steps at low noise. 1 step is sigma_max."""
     low, high = _range(schedule, sigma_min, sigma_max)
-    roots: Points = np.linspace(high ** (1 / rho), low ** (1 / rho), steps)
+    roots = np.linspace(math.pow(high, 1 / rho), math.pow(low, 1 / rho), steps)
     return _between(low, high, roots**rho)
 
 
@@ -190,7 +195,7 @@ SPACINGS: dict[str, Spacing] = {
     "linspace_dpm": Spacing(points=linspace_dpm, picks="t"),
     "trailing": Spacing(points=trailing, picks="t"),
     "ldm": Spacing(points=ldm, picks="t"),
-    "uniform": Spacing(points=linspace, picks="t", interpolation="log"),
+    "uniform": Spacing(points=uniform, picks="t", interpolation="log"),
     "sgm": Spacing(points=partial(linspace_dpm, rounding="floor"), picks="t"),
     "sgm_uniform": Spacing(points=partial(linspace_dpm, rounding="none"), picks="t", interpolation="log"),
     "simple": Spacing(points=simple, picks="t"),
