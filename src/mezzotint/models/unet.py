@@ -88,6 +88,8 @@ class UNetConfig:
             level.depths(self.blocks)
         for level in self.up:
             level.depths(self.blocks + 1)
+        if self.middle:
+            self.middle.depths(1)
 
     @property
     def up(self) -> tuple[Level, ...]:
@@ -339,7 +341,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             nn.init.kaiming_uniform_(part.weight, a=math.sqrt(5), generator=generator)
-            if part.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]  # torch annotates it as never None
+            if part.bias is not None:
                 bound = 1 / math.sqrt(part.weight[0].numel())
                 nn.init.uniform_(part.bias, -bound, bound, generator=generator)
         elif isinstance(part, nn.Embedding):
