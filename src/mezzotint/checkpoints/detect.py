@@ -7,7 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from mezzotint.checkpoints.detection import FOLDERS, Confidence, Detection, Objective, Reason, describe, lines, refusal
+from mezzotint.checkpoints.detection import (
+    FOLDERS,
+    STEMS,
+    Confidence,
+    Detection,
+    Objective,
+    Reason,
+    describe,
+    lines,
+    refusal,
+)
 from mezzotint.checkpoints.files import Header, read_header, read_json, read_sharded_header
 from mezzotint.checkpoints.objective import objective_of
 from mezzotint.checkpoints.signatures import (
@@ -38,6 +48,7 @@ __all__ = ["Detection", "Reason", "describe", "detect", "lines"]
 MAX_WORD_VECTORS = 75  # the places of a prompt
 
 _SUPPORTED = "supported: " + ", ".join(rule.title for rule in RULES)
+_UNET_ADVICE = "a U-Net alone: load it with the autoencoder and text encoders of its base model"
 _BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D"}
 
 
@@ -111,7 +122,7 @@ def _detect_unet(header: Header, unet: UNetKeys) -> Detection:
         is_zero_snr="ztsnr" in tensors,
         has_ema="ema" in roles,
         missing=tuple(role for role in rule.needs if role not in roles | {"unet"}),
-        advice="" if is_whole else "a U-Net alone: load it with the autoencoder and text encoders of its base model",
+        advice="" if is_whole else _UNET_ADVICE,
     )
     return _split_sd2(found)
 
@@ -173,7 +184,7 @@ def _adapter(header: Header, mark: Mark, key: str) -> Detection:
         title=f"{mark.title} for {preset}" if preset else mark.title,
         preset=preset,
         layout="other",
-        reason=Reason(f"a name that only a {mark.title} has", shown(tensors, key), "certain"),
+        reason=Reason(f"a name that only {mark.title} files have", shown(tensors, key), "certain"),
         advice=mark.advice,
     )
 
@@ -190,17 +201,18 @@ def _component(header: Header, layout: Layout, mark: Mark, key: str) -> Detectio
     if mark.component == "vae":
         factor = 2 ** (sum(VAE_LEVEL.search(name) is not None for name in tensors) - 1)
         title = f"autoencoder with latents {factor} times smaller"
-        if factor == 4:
-            preset = "x4-upscaler"
-        else:
-            confidence, alternatives = "guess", ("sd15", "sd2", "sdxl")
+        first = next((info for name, info in tensors.items() if name.endswith("encoder.conv_in.weight")), None)
+        if first is not None and first.shape[:1] == (128,):  # the width of all published ones
+            preset = "x4-upscaler" if factor == 4 else None
+            alternatives = () if factor == 4 else ("sd15", "sd2", "sdxl")
+            confidence = "likely" if factor == 4 else "guess"
     return Detection(
         path=header.path,
         component=mark.component,
         title=title,
         preset=preset,
         layout=layout,
-        reason=Reason(f"a name that only a {mark.title} has", shown(tensors, key), confidence, alternatives),
+        reason=Reason(f"a name that only {mark.title} files have", shown(tensors, key), confidence, alternatives),
         advice=mark.advice,
     )
 
@@ -219,11 +231,28 @@ def _detect_folder(path: Path) -> Detection:
 
 
 def _detect_part(path: Path) -> Detection:
-    """A folder of one component, such as `unet/` of a model."""
-    for stem in ("diffusion_pytorch_model", "model"):
-        if any(path.glob(f"{stem}*.safetensors")):
-            found = _detect_header(read_sharded_header(path, stem))
-            return replace(found, path=path)
+    """A folder of one component, such as `unet/` of a model. A U-Net may have a size of its own: its config decides."""
+    stem = next((stem for stem in STEMS if any(path.glob(f"{stem}*.safetensors"))), None)
+    if stem and "down_block_types" in (config := read_json(path / "config.json")) and "cross_attention_dim" in config:
+        rule, reason = _match_config(path / "config.json", is_refiner=False)
+        objective, objective_reason, is_zero_snr = _scheduled(path.parent / "scheduler" / "scheduler_config.json", rule)
+        found = Detection(
+            path=path,
+            component="unet",
+            title=rule.title,
+            preset=rule.preset,
+            variant=rule.variant,
+            objective=objective,
+            layout="diffusers",
+            reason=reason,
+            objective_reason=objective_reason,
+            is_zero_snr=is_zero_snr,
+            missing=rule.needs[1:],
+            advice=_UNET_ADVICE,
+        )
+        return _split_sd2(found)
+    if stem:
+        return replace(_detect_header(read_sharded_header(path, stem)), path=path)
     raise refusal(
         f"{path.name} holds a config without weights",
         f"{path}: no diffusion_pytorch_model.safetensors or model.safetensors",
@@ -243,7 +272,7 @@ def _detect_pipeline(path: Path) -> Detection:
     is_refiner = "text_2" in roles and "text" not in roles  # its only text encoder is in the second place
     if is_refiner:
         roles = roles - {"text_2"} | {"text"}
-    rule, reason = _match_config(config_file, is_refiner)
+    rule, reason = _match_config(config_file, is_refiner=is_refiner)
     objective, objective_reason, is_zero_snr = _scheduled(path / "scheduler" / "scheduler_config.json", rule)
     found = Detection(
         path=path,
@@ -261,7 +290,7 @@ def _detect_pipeline(path: Path) -> Detection:
     return _split_sd2(found)
 
 
-def _match_config(file: Path, is_refiner: bool) -> tuple[Rule, Reason]:
+def _match_config(file: Path, *, is_refiner: bool) -> tuple[Rule, Reason]:
     """The rule that a U-Net's config.json follows: by its sizes if they are published ones, else by its structure."""
     config = read_json(file)
     blocks, per_block = config.get("down_block_types"), config.get("transformer_layers_per_block", 1)

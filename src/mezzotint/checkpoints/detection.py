@@ -32,6 +32,7 @@ FOLDERS = {
     "text_encoder_2": ("text_2", "model"),
     "image_encoder": ("image", "model"),
 }
+STEMS = ("diffusion_pytorch_model", "model")
 
 
 class Reason(NamedTuple):
@@ -116,12 +117,11 @@ def parts(detection: Detection, header: Header | None = None) -> tuple[Part, ...
             roles.setdefault(role, {})[key] = info
         return tuple(_part(role, tensors) for role, tensors in roles.items())
     found: list[Part] = []
-    for folder, (role, stem) in FOLDERS.items():
-        if (detection.path / folder).is_dir():
-            try:
-                found.append(_part(role, read_sharded_header(detection.path / folder, stem).tensors))
-            except CheckpointError as error:
-                found.append(Part(role=role, problem=str(error)))
+    for folder, role, stem in _weights(detection):
+        try:
+            found.append(_part(role, read_sharded_header(folder, stem).tensors))
+        except CheckpointError as error:
+            found.append(Part(role=role, problem=str(error)))
     return tuple(found)
 
 
@@ -172,6 +172,14 @@ def lines(detection: Detection, header: Header | None = None) -> list[str]:
     if detection.missing:
         shown.append(f"missing: {', '.join(detection.missing)}")
     return [*shown, detection.advice] if detection.advice else shown
+
+
+def _weights(detection: Detection) -> list[tuple[Path, str, str]]:
+    """Folders with weights, their role and the stem of their files."""
+    path = detection.path
+    if detection.component == "checkpoint":
+        return [(path / name, role, stem) for name, (role, stem) in FOLDERS.items() if (path / name).is_dir()]
+    return [(path, detection.component, stem) for stem in STEMS if any(path.glob(f"{stem}*.safetensors"))]
 
 
 def _part(role: str, tensors: Mapping[str, TensorInfo]) -> Part:

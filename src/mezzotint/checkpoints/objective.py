@@ -73,9 +73,8 @@ def from_preset(header: Header, rule: Rule, unet: UNetKeys) -> _Answer:
     """Shapes that belong to one published model tell what that one was trained for; SD 2 text models are two."""
     if rule.preset == "sd2":
         return None
-    evidence = shown(header.tensors, unet.keys[rule.decides])
-    reason = Reason(f"{rule.title} was trained for it", evidence, "likely", _OTHER[rule.objective])
-    return rule.objective, reason
+    evidence = "no metadata and no marker says otherwise"
+    return rule.objective, Reason(f"{rule.title} was trained for it", evidence, "likely", _OTHER[rule.objective])
 
 
 def from_global_step(header: Header, rule: Rule, unet: UNetKeys) -> _Answer:
