@@ -1,5 +1,6 @@
 """CLIP: parity with transformers, which token is pooled, and what it refuses."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.errors import ConfigError
-from mezzotint.models.clip import CLIP, ImageConfig, TextConfig
-from mezzotint.models.unet import initialise
+from mezzotint.models.clip import CLIP, ImageConfig, TextConfig, initialise
 from models.oracles import image_pair, relative, text_pair
 
 TOLERANCE = 1e-5  # measured: below 3e-7
@@ -111,7 +111,6 @@ def test_bfloat16_stays_bfloat16_and_near(generator: torch.Generator):
 def test_the_pair_gives_the_towers_embeddings_at_length_one_and_trains_everything(generator: torch.Generator):
     pair = CLIP(BIGG, IMAGE)
     initialise(pair, generator)
-    torch.nn.init.normal_(pair.image.class_embedding, generator=generator)
     ids, image = worded(generator), torch.randn(2, 3, 32, 32, generator=generator)
     images, texts = pair(image, ids)
     torch.testing.assert_close(
@@ -124,6 +123,31 @@ def test_the_pair_gives_the_towers_embeddings_at_length_one_and_trains_everythin
     for name, parameter in pair.named_parameters():
         assert parameter.grad is not None, name
         assert name.endswith("k.bias") or parameter.grad.any(), name  # softmax removes a bias on all keys
+
+
+def test_a_new_pair_is_drawn_whole_and_repeats():
+    states: list[dict[str, Tensor]] = []
+    for _ in range(2):
+        with torch.device("meta"):
+            pair = CLIP(BIGG, IMAGE)
+        pair.to_empty(device="cpu")
+        for parameter in pair.parameters():
+            torch.nn.init.constant_(parameter, math.nan)  # what is not drawn stays visible
+        initialise(pair, torch.Generator().manual_seed(3))
+        states.append(pair.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert float(states[0]["logit_scale"].exp()) == pytest.approx(1 / 0.07)
+    assert states[0]["text.final_norm.weight"].eq(1).all()
+    stds = {  # layers 3 and 2, width 32
+        "text.token_embedding.weight": 0.02,
+        "text.layers.0.self_attention.q.weight": 32**-0.5,
+        "text.layers.0.mlp_out.weight": (2 * 3 * 32) ** -0.5,
+        "image.layers.1.self_attention.out.weight": (2 * 2 * 32) ** -0.5,
+        "image.layers.1.mlp_in.weight": 64**-0.5,
+        "image.position_embedding.weight": 32**-0.5,
+    }
+    for key, std in stds.items():
+        assert float(states[0][key].std()) == pytest.approx(std, rel=0.1), key
 
 
 def test_configs_that_contradict_themselves_are_refused():

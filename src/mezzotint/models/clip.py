@@ -27,6 +27,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+
 Activation = Literal["quick_gelu", "gelu"]
 
 
@@ -160,7 +162,7 @@ class CLIP(nn.Module):
             raise ConfigError(f"CLIP: text is projected to {text.projection}, images to {image.projection}")
         self.text = TextTower(text)
         self.image = ImageTower(image)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # similarities are multiplied by its exp
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))  # similarities are multiplied by its exp
 
     def forward(
         self, image: Float[Tensor, "b 3 s s"], ids: Int[Tensor, "b n"]
@@ -172,6 +174,30 @@ class CLIP(nn.Module):
 def quick_gelu(x: Tensor) -> Tensor:
     """The sigmoid approximation of GELU that OpenAI's models were trained with."""
     return x * torch.sigmoid(1.702 * x)
+
+
+def initialise(clip: CLIP, generator: torch.Generator) -> None:
+    """Draw weights for training from scratch: normal, narrower the wider and, where a residual branch ends, the deeper.
+
+    Weights must be allocated (`clip.to_empty(device=...)` after meta).
+
+    Source: Radford et al. 2021, arXiv:2103.00020, section 2.5, and its released code (`initialize_parameters`).
+    """
+    for tower in (clip.text, clip.image):
+        width, depth = tower.config.width, tower.config.layers
+        wide, narrow = width**-0.5, (2 * width * depth) ** -0.5
+        stds = {"out": narrow, "mlp_out": narrow, "mlp_in": (2 * width) ** -0.5}
+        for name, parameter in tower.named_parameters():
+            part, _, kind = name.rpartition(".")
+            if kind == "bias":
+                nn.init.zeros_(parameter)
+            elif "norm" in part:
+                nn.init.ones_(parameter)
+            else:
+                nn.init.normal_(parameter, std=stds.get(part.rpartition(".")[2], wide), generator=generator)
+    nn.init.normal_(clip.text.token_embedding.weight, std=0.02, generator=generator)
+    nn.init.normal_(clip.text.position_embedding.weight, std=0.01, generator=generator)
+    nn.init.constant_(clip.logit_scale, INITIAL_LOGIT_SCALE)
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
