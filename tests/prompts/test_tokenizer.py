@@ -1,13 +1,11 @@
 """Tokens: the golden ids of CLIP's own code, transformers live, a folder's own vocabulary, and what falls off."""
 
-import gzip
 import html
 import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,10 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import CLIPTokenizer
 
 from mezzotint.errors import CheckpointError
 from mezzotint.prompts.tokenizer import BOS, EOS, PIECES, Clean, bundled, from_folder, repaired
+from prompts.folders import merges, small_vocabulary, theirs, write_folder
 
 # One JSON object a line: text, ids by the tokenizer of openai/CLIP with ftfy, ids_transformers5 where transformers 5.23
 # differs. 118 texts, some of them from PartiPrompts (Apache-2.0).
@@ -35,11 +33,6 @@ PARTS = [
 texts = st.lists(st.sampled_from(PARTS), max_size=16).map("".join)
 
 
-def merges() -> list[str]:
-    packed = resources.files("mezzotint").joinpath("assets", "clip", "merges.txt.gz").read_bytes()
-    return gzip.decompress(packed).decode().splitlines()
-
-
 @pytest.fixture(scope="module")
 def vocabulary() -> dict[str, int]:
     return bundled().engine.get_vocab()
@@ -51,30 +44,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory, vocabulary: dict[str, in
     return theirs(write_folder(tmp_path_factory.mktemp("clip") / "t", vocabulary, merges()))
 
 
-def theirs(folder: Path) -> Any:  # Any: transformers' tokenizers have no types
-    return CLIPTokenizer.from_pretrained(folder)  # pyright: ignore  # no types
-
-
 def padded(tokenizer: Any, text: str, length: int = 77) -> list[int]:  # Any: see `theirs`
     return tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids
-
-
-def write_folder(path: Path, vocabulary: dict[str, int], pairs: list[str], **files: object) -> Path:
-    """A tokenizer's folder as Hugging Face lays it out; `files` are JSON files by stem."""
-    path.mkdir()
-    (path / "vocab.json").write_text(json.dumps(vocabulary))
-    (path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(pairs) + "\n")
-    for stem, content in files.items():
-        (path / f"{stem}.json").write_text(json.dumps(content))
-    return path
-
-
-def small_vocabulary() -> tuple[dict[str, int], list[str]]:
-    """Bytes, seven merges and the special tokens: a vocabulary that is not CLIP's."""
-    pairs = ["r e", "re d</w>", "f o", "fo x</w>", "c a", "ca t</w>", "! !</w>"]
-    symbols = [chr(c) for c in range(33, 127)]
-    words = [*symbols, *(s + "</w>" for s in symbols), *(p.replace(" ", "") for p in pairs), BOS, EOS]
-    return {word: i for i, word in enumerate(words)}, pairs
 
 
 def test_ids_are_those_of_clips_own_code() -> None:
