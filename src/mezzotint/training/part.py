@@ -1,0 +1,99 @@
+"""What can be trained: the contract between the loop and an autoencoder, a CLIP, a U-Net… and where to find each.
+
+A part owns its networks and its data. The loop owns precision, optimisation, averages, checkpoints and the log. A part
+must take every random number from generators keyed by what they are for, so that it has no state to save.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from PIL import Image
+from torch import Tensor, nn
+
+from mezzotint.errors import ConfigError, unknown
+from mezzotint.training.config import TrainConfig
+
+
+class Batch(NamedTuple):
+    """One micro-batch: samples of the part's data, and the positions of the run that they stand at."""
+
+    step: int
+    positions: range  # every random draw of a sample is keyed by its position
+    samples: list[int]
+    per_step: int  # positions in the whole step: all micro-batches and processes together
+
+
+class Loss(NamedTuple):
+    """The scalar to differentiate, and what else should be in the log."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+
+
+class Part(Protocol):
+    """Something trainable. `players` take turns within a step (a generator and its discriminator); most have one."""
+
+    players: Mapping[str, nn.Module]  # the float32 weights, by player
+    count: int  # samples
+    groups: list[str] | None  # labels of samples that should share batches
+
+    def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Batch) -> Loss | None:
+        """The player's loss; None if it does not play at this step. `networks` hold the weights to use."""
+        ...
+
+    def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
+        """Held-out measures, the same numbers for the same weights whenever asked."""
+        ...
+
+    def sheet(self, networks: Mapping[str, nn.Module]) -> Image.Image | None:
+        """One picture that shows how far it has come; None if there is nothing to show."""
+        ...
+
+    def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
+        """Write what other runs and checkpoints need of the trained networks."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """Where a part finds its data, the runs it builds on, and room for caches."""
+
+    data: Path
+    needs: Mapping[str, Path]
+    cache: Path
+
+    def run(self, role: str) -> Path:
+        """Folder with the exported networks of the run that plays `role`.
+
+        Raises: ConfigError if the recipe names none or it has not been trained yet.
+        """
+        if role not in self.needs:
+            raise ConfigError(f"needs.{role}: this recipe builds on a trained {role}; name its run folder")
+        folder = self.needs[role] / "export"
+        if not folder.exists():
+            raise ConfigError(f"{self.needs[role]}: no exported networks; train the {role} first")
+        return folder
+
+
+Make = Callable[[TrainConfig, Inputs], Part]
+
+PARTS = {
+    "autoencoder": "mezzotint.training.autoencoder:AutoencoderPart",
+    "clip": "mezzotint.training.clip:ClipPart",
+    "unet": "mezzotint.training.unet:UNetPart",
+}
+
+
+def make(config: TrainConfig, inputs: Inputs) -> Part:
+    """The part that a recipe asks for.
+
+    Raises: ConfigError for an unknown part or settings that do not suit it.
+    """
+    if config.part not in PARTS:
+        raise ConfigError(f"recipe.part: {unknown('part', config.part, PARTS)}")
+    module, name = PARTS[config.part].split(":")
+    create: Make = getattr(import_module(module), name)
+    return create(config, inputs)

@@ -1,0 +1,81 @@
+"""Where forward and backward run: float32 weights themselves, or bfloat16 copies that are made once per step.
+
+Autocast would cast every weight at every use. Copies cost one pass over the weights per step, and gradients come back
+into float32 before anything is accumulated in them. Attention over short sequences is written out as two matrix products,
+because the backward pass of PyTorch's CPU flash attention is several times slower there.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+SHORT = 1024  # positions up to which written-out attention is faster on a CPU
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, the scores kept for the backward pass."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [b heads l n]
+    if is_causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+class ExplicitAttention(TorchFunctionMode):
+    """Within it, attention of short sequences on a CPU is written out, in whatever module it is asked for."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],  # Any: whatever PyTorch function is being called
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Answer attention ourselves and pass everything else on."""
+        if func is F.scaled_dot_product_attention and set(kwargs or {}) <= {"is_causal"} and len(args) == 3:
+            q, k, v = args
+            if q.device.type == "cpu" and q.shape[-2] <= SHORT and k.shape[-2] <= SHORT:
+                return explicit_attention(q, k, v, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class Working:
+    """`networks`: the masters' working copies. In float32 they are the masters themselves."""
+
+    def __init__(self, masters: Mapping[str, nn.Module], dtype: torch.dtype) -> None:
+        self.masters = masters
+        self.is_copy = dtype != torch.float32
+        self.networks = (
+            {name: copy.deepcopy(module).to(dtype) for name, module in masters.items()} if self.is_copy else dict(masters)
+        )
+
+    @torch.no_grad()
+    def refresh(self, name: str) -> None:
+        """Bring one network up to date with its master."""
+        if self.is_copy:
+            self.load(name, list(self.masters[name].parameters()))
+
+    @torch.no_grad()
+    def load(self, name: str, weights: list[Tensor]) -> None:
+        """Put other weights (an average) into the working network; `refresh` or another `load` undoes it."""
+        torch._foreach_copy_(list(self.networks[name].parameters()), weights)  # pyright: ignore[reportPrivateUsage]  # no public name
+
+    def clear(self) -> None:
+        """Forget all gradients."""
+        for network in self.networks.values():
+            network.zero_grad(set_to_none=True)
+
+    def collect(self, name: str) -> None:
+        """Give the gradients of a working network to its master, in float32, adding to what is there."""
+        if not self.is_copy:
+            return
+        for master, worker in zip(self.masters[name].parameters(), self.networks[name].parameters(), strict=True):
+            if worker.grad is not None:
+                grad = worker.grad.float()
+                master.grad = grad if master.grad is None else master.grad.add_(grad)
+                worker.grad = None
