@@ -161,6 +161,11 @@ def test_nothing_falls_off_at_75_tokens_and_one_word_at_76() -> None:
     assert bundled().dropped("fox " * 75 + "Dog") == ("Dog",)
 
 
+def test_a_control_character_that_fell_off_is_told_though_it_is_no_word() -> None:
+    """Only reachable without repair, which removes it."""
+    assert bundled("transformers").dropped("fox \x1c", room=1) == ("\x1c",)
+
+
 def test_what_fell_off_is_given_as_it_was_written() -> None:
     text = "“Æther” fox " * 20 + "THE  Düsseldorf\nskyline, 8K"
     assert bundled().dropped(text, room=len(bundled().encode(text)) - 4) == ("skyline,", "8K")
@@ -207,7 +212,7 @@ def test_no_text_is_refused(text: str, clean: Clean) -> None:
     ids = tokenizer.encode(text)
     assert len(ids) <= 8 * len(text)
     assert all(0 <= i < 49408 for i in ids)
-    tokenizer.dropped(text, room=len(ids) // 2)
+    assert bool(tokenizer.dropped(text, room=len(ids) // 2)) == bool(ids)
 
 
 # --- folders

@@ -101,8 +101,8 @@ class Tokenizer:
             return ()
         lost = read[starts[room] :].split()
         written, words = text.split(), read.split()
-        if len(written) != len(words):  # repair joined or split words: show them as they were read
-            return tuple(lost)
+        if len(written) != len(words) or not lost:  # repair joined or split words, or only a control character fell off
+            return tuple(lost) or (read[starts[room] :],)
         at = len(words) - len(lost)
         first = lost[0] if written[at] == words[at] else written[at]
         return (first, *written[at + 1 :])
