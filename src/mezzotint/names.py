@@ -1,8 +1,8 @@
 """What can be asked for by name: samplers, spacings and presets, with every other program's name for them. No torch.
 
 The functions behind the names are in mezzotint.diffusion.samplers and .spacing, the networks in
-mezzotint.models.presets; tests keep the tables and the code equal. Names are matched without regard to case, spaces and punctuation ("DPM++ 2M",
-"dpmpp_2m"), and a sampler's name may end in a spacing's ("DPM++ 2M Karras", "dpmpp_2m_k").
+mezzotint.models.presets; tests keep the tables and the code equal. Names are matched without regard to case, spaces
+and punctuation ("DPM++ 2M", "dpmpp_2m"), and a sampler's may end in a spacing's ("DPM++ 2M Karras", "dpmpp_2m_k").
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeVar
 
 from mezzotint.errors import RequestError, unknown
 
-Value = float | int | bool | str | None
+Value = float | int | bool | str | tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class SamplerInfo:
     `order`: by doubling the steps from 64 to 128 the error on Gaussian data falls by 2^order (of the result; of its
     variance where noise is drawn); measured by the tests, 0 for samplers that are no solvers. `evaluations` is (a, b):
     n steps to sigma 0 ask the network a*n + b times, but one step always asks once. `is_stochastic`: draws noise with
-    default options. `spacing` is the one to use when none is asked for.
+    default options; `is_brownian`: means it as increments of one path, not as independent draws. `spacing` is the one
+    to use when none is asked for.
     """
 
     name: str
@@ -43,6 +44,7 @@ class SamplerInfo:
     options: Mapping[str, Option] = field(default_factory=dict[str, Option])
     evaluations: tuple[int, int] = (1, 0)
     is_stochastic: bool = False
+    is_brownian: bool = False
 
     def cost(self, steps: int) -> int:
         """Network evaluations of that many steps to sigma 0."""
@@ -204,6 +206,7 @@ SAMPLERS: dict[str, SamplerInfo] = _table(
         options={**_ANCESTRAL, "r": Option(0.5, 0.05, 1.0, "where in a step the second evaluation is")},
         evaluations=(2, -1),
         is_stochastic=True,
+        is_brownian=True,
     ),
     SamplerInfo(
         name="dpmpp_2m",
@@ -226,6 +229,7 @@ SAMPLERS: dict[str, SamplerInfo] = _table(
         aliases=("k_dpmpp_2m_sde", "dpmpp_2m_sde_gpu"),
         options={**_ANCESTRAL, "solver_type": _SOLVER_TYPE, **_DPM_FINAL},
         is_stochastic=True,
+        is_brownian=True,
     ),
     SamplerInfo(
         name="dpmpp_3m_sde",
@@ -235,6 +239,7 @@ SAMPLERS: dict[str, SamplerInfo] = _table(
         aliases=("k_dpmpp_3m_sde", "dpmpp_3m_sde_gpu"),
         options=_ANCESTRAL,
         is_stochastic=True,
+        is_brownian=True,
     ),
     SamplerInfo(
         name="unipc",
@@ -246,6 +251,7 @@ SAMPLERS: dict[str, SamplerInfo] = _table(
             "order": Option(2, 1, 3, "how many past x0 the prediction uses"),
             "solver_type": Option("bh2", None, None, "B(h) of the paper: h, or exp(h) - 1", ("bh1", "bh2")),
             "lower_order_final": Option(True, None, None, "lower the order over the last steps"),
+            "disable_corrector": Option((), None, None, "steps whose result stays as predicted"),
         },
     ),
     SamplerInfo(
