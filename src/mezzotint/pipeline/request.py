@@ -77,8 +77,8 @@ class ImageRef(BaseModel):
         return open_image(self.content, f"{name} {str(self.path)!r}" if self.path else name)
 
     def recorded(self) -> "ImageRef":
-        """The same reference with its hash filled in and without its bytes."""
-        return ImageRef(path=self.path, upload=self.upload, sha256=hashlib.sha256(self.content).hexdigest())
+        """The same reference with its hash filled in."""
+        return self.model_copy(update={"sha256": hashlib.sha256(self.content).hexdigest()})
 
 
 class Request(BaseModel):

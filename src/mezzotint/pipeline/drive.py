@@ -1,0 +1,123 @@
+"""From rows to x0: the only place where precision changes, and the loop that runs one picture.
+
+The rows that a stage asks for together are one batch (2 with guidance, 1 without), whatever else is being made: a
+picture never depends on its neighbours. Several pictures are several `drive` generators, run one after another or in
+turn.
+"""
+
+import itertools
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from mezzotint.diffusion.parameterisation import Parameterisation, x0_from
+from mezzotint.diffusion.sampling import Row, Rows
+from mezzotint.models.unet import Conditioning, Prepared, UNet
+
+
+class Network(NamedTuple):
+    """A U-Net, what its output means, and where and how precisely it computes."""
+
+    unet: UNet
+    parameterisation: Parameterisation
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Evaluation(NamedTuple):
+    """One batch of rows and what the network made of it."""
+
+    rows: list[Row]
+    x0: list[Tensor]
+
+
+@dataclass
+class Predictor:
+    """`predict(rows) -> list[x0]` for one picture; remembers what was prepared for each set of slots.
+
+    Float32 in, float32 out; only the network's own input and output are in its dtype.
+    """
+
+    networks: Mapping[str, Network]
+    _prepared: dict[tuple[str, ...], tuple[list[object], Prepared]] = field(
+        default_factory=dict[tuple[str, ...], tuple[list[object], Prepared]], init=False
+    )
+
+    @torch.no_grad()
+    def __call__(self, rows: list[Row]) -> list[Tensor]:
+        """x0 of every row; rows of the same network are one batch, in their order."""
+        found: dict[int, Tensor] = {}
+        for name in dict.fromkeys(row.network for row in rows):
+            places = [place for place, row in enumerate(rows) if row.network == name]
+            x0 = self._batch(self.networks[name], [rows[place] for place in places])
+            found |= dict(zip(places, _split(x0, [rows[place] for place in places]), strict=True))
+        return [found[place] for place in range(len(rows))]
+
+    def _batch(self, network: Network, rows: list[Row]) -> Tensor:
+        prepared = self._prepare(network, rows)
+        x = torch.cat([row.x for row in rows])
+        t = torch.cat([torch.full((row.x.shape[0],), row.t) for row in rows])
+        c_in = torch.cat(
+            [row.x.new_full((row.x.shape[0], 1, 1, 1), network.parameterisation(row.sigma).c_in) for row in rows]
+        )
+        output = network.unet((c_in * x).to(network.device, network.dtype), t.to(network.device), prepared)
+        outputs = _split(output.to(x.device, torch.float32), rows)
+        return torch.cat(
+            [x0_from(out, row.x, row.sigma, network.parameterisation) for out, row in zip(outputs, rows, strict=True)]
+        )
+
+    def _prepare(self, network: Network, rows: list[Row]) -> Prepared:
+        key = (rows[0].network, *(row.slot for row in rows))
+        asked = [row.conditioning for row in rows]
+        known = self._prepared.get(key)
+        if known is None or any(old is not new for old, new in zip(known[0], asked, strict=True)):
+            conditionings = [cast(Conditioning, conditioning) for conditioning in asked]  # opaque in Row
+            known = self._prepared[key] = (asked, network.unet.prepare(_stacked(conditionings, network)))
+        return known[1]
+
+
+def drive(rows: Rows, predict: Callable[[list[Row]], list[Tensor]]) -> Generator[Evaluation, None, Tensor]:
+    """Run one picture; yields after every batch, returns the final x. Closing it stops before the next batch."""
+    try:
+        asked = next(rows)
+        while True:
+            x0 = predict(asked)
+            yield Evaluation(asked, x0)
+            asked = rows.send(x0)
+    except StopIteration as finished:
+        return finished.value
+    finally:
+        rows.close()
+
+
+def _split(batch: Tensor, rows: list[Row]) -> list[Tensor]:
+    """The batch in the parts that its rows gave."""
+    ends = list(itertools.accumulate(row.x.shape[0] for row in rows))
+    return [batch[end - row.x.shape[0] : end] for end, row in zip(ends, rows, strict=True)]
+
+
+def _stacked(conditionings: list[Conditioning], network: Network) -> Conditioning:
+    """One conditioning for the batch, in the network's dtype and on its device."""
+
+    def joined(parts: list[Tensor | None]) -> Tensor | None:
+        present = [part for part in parts if part is not None]
+        if not present:
+            return None
+        whole = torch.cat(present).to(network.device)
+        return whole.to(network.dtype) if whole.is_floating_point() else whole
+
+    contexts, vectors, labels, guidances, concats, controls = (
+        list(column) for column in zip(*conditionings, strict=True)
+    )
+    guidance = joined(guidances)
+    return Conditioning(
+        context=joined(contexts),
+        vector=joined(vectors),
+        label=joined(labels),
+        guidance=None if guidance is None else guidance.float(),
+        concat=joined(concats),
+        control=controls[0],
+    )

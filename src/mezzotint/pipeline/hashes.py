@@ -1,0 +1,46 @@
+"""sha256 of model files, computed beside other work and remembered by path, size and time of change."""
+
+import json
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
+
+from mezzotint.checkpoints.files import sha256_of
+from mezzotint.errors import RequestError
+from mezzotint.images import write_file
+
+_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mezzotint-hash")
+
+
+def cache_folder() -> Path:
+    """Where this package keeps what it can make again: MEZZOTINT_CACHE, else the user's cache folder."""
+    if own := os.environ.get("MEZZOTINT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mezzotint"
+
+
+def start_hash(path: Path) -> Future[str]:
+    """The sha256 of a file, from the cache if the file has not changed; hashing releases the interpreter's lock."""
+    return _pool.submit(_hash, path)
+
+
+def _hash(path: Path) -> str:
+    state = path.stat()
+    key = f"{path.resolve()}:{state.st_size}:{state.st_mtime_ns}"
+    known = _read()
+    if key not in known:
+        known = _read() | {key: sha256_of(path)}
+        try:
+            write_file(cache_folder() / "sha256.json", json.dumps(known).encode())
+        except RequestError:
+            return known[key]  # a folder that cannot be written costs time, nothing else
+    return known[key]
+
+
+def _read() -> dict[str, str]:
+    try:
+        found = json.loads((cache_folder() / "sha256.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return cast(dict[str, str], found) if isinstance(found, dict) else {}

@@ -1,0 +1,339 @@
+"""A loaded model: its networks ready to run, the rules by which it reads prompts, and what it is called in records."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mezzotint.checkpoints import checkpoint as files
+from mezzotint.checkpoints.checkpoint import Checkpoint, Component
+from mezzotint.checkpoints.files import read_json
+from mezzotint.checkpoints.scheduler import SchedulerConfig
+from mezzotint.diffusion.parameterisation import PARAMETERISATIONS
+from mezzotint.errors import CheckpointError, RequestError, unknown
+from mezzotint.images import to_image
+from mezzotint.models.clip import ImageTower, TextTower
+from mezzotint.models.unet import UNet
+from mezzotint.models.vae import AutoencoderKL, Posterior
+from mezzotint.names import PRESETS, PresetInfo
+from mezzotint.pipeline.drive import Network
+from mezzotint.pipeline.hashes import start_hash
+from mezzotint.pipeline.unclip import Statistics, read_statistics
+from mezzotint.prompts.encode import LAST, RULES, EmptyNegative, TowerRule, empty_negative
+from mezzotint.prompts.tokenizer import Tokenizer, bundled, from_folder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(kw_only=True)
+class System:
+    """The networks of one model in one precision on one device. Made by `load`."""
+
+    name: str
+    preset: str
+    defaults: PresetInfo
+    size: tuple[int, int]  # width and height in pixels if a request does not say
+    sampler: str | None  # None: the one that the model's own scheduler config names
+    scheduler: SchedulerConfig
+    network: Network
+    vae: AutoencoderKL
+    text: tuple[TextTower, ...]
+    tokenizers: tuple[Tokenizer, ...]
+    rules: tuple[TowerRule, ...]
+    empty_negative: EmptyNegative
+    image_tower: ImageTower | None
+    statistics: Statistics | None
+    sources: Mapping[str, Path]  # file per component
+    revision: str | None
+    dtype: torch.dtype
+    device: torch.device
+    _companions: dict[str, "System"] = field(default_factory=dict[str, "System"], init=False)
+    _hashes: dict[str, Future[str]] = field(default_factory=dict[str, "Future[str]"], init=False)
+
+    @property
+    def unet(self) -> UNet:
+        """The network that is asked at every step."""
+        return self.network.unet
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Posterior:
+        """Posterior of the latent of an image [1 3 h w] in [-1, 1]; float32."""
+        mean, std = self.vae.encode(image.to(self.device, self.dtype))
+        return Posterior(mean.float().cpu(), std.float().cpu())
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Image [1 3 h w] of a latent; float32."""
+        return self.vae.decode(latent.to(self.device, self.dtype)).float().cpu()
+
+    @torch.no_grad()
+    def embed(self, pixels: Tensor) -> Tensor:
+        """CLIP embedding [1 p] of a normalised square picture; float32."""
+        if self.image_tower is None:
+            raise RequestError(f"{self.name} has no image tower")
+        return self.image_tower(pixels.to(self.device, self.dtype)).embedding.float().cpu()
+
+    def preview(self, latent: Tensor) -> Image.Image:
+        """A picture of one pixel per position of a latent [1 c h w], by a linear map that is fitted to the decoder."""
+        weights = self._preview_weights
+        flat = torch.cat([latent[0].flatten(1), torch.ones(1, latent[0, 0].numel())])  # [c+1 l]
+        return to_image((weights.T @ flat).reshape(3, *latent.shape[2:]).numpy())
+
+    @cached_property
+    def _preview_weights(self) -> Tensor:
+        """[c+1 3]: least squares from the latents of 27 plain colours to these colours."""
+        shades = torch.tensor([-0.9, 0.0, 0.9])
+        colours = torch.cartesian_prod(shades, shades, shades)  # [27 3]
+        side = 4 * self.vae.factor
+        latents = torch.cat([self.encode(c.view(1, 3, 1, 1).expand(-1, -1, side, side)).mean for c in colours])
+        seen = torch.cat([latents.mean((2, 3)), torch.ones(len(colours), 1)], dim=1)
+        return torch.linalg.lstsq(seen, colours).solution
+
+    def companion(self, name: str) -> "System":
+        """Another model in the same precision on the same device, loaded once: the refiner."""
+        if name not in self._companions:
+            self._companions[name] = load(name, dtype=_name_of(self.dtype), device=str(self.device))
+        return self._companions[name]
+
+    def start_hashing(self) -> None:
+        """Begin to compute the hashes that records need, beside other work."""
+        for role, path in self.sources.items():
+            if role not in self._hashes:
+                self._hashes[role] = start_hash(path)
+
+    def identity(self) -> dict[str, dict[str, object]]:
+        """Name, sha256 and revision of every component, the refiner's included once there is one."""
+        self.start_hashing()
+        own: dict[str, dict[str, object]] = {
+            role: {"name": self.name, "sha256": self._hashes[role].result(), "revision": self.revision}
+            for role in self.sources
+        }
+        for companion in self._companions.values():
+            own |= {f"refiner.{role}": entry for role, entry in companion.identity().items()}
+        return own
+
+    def execution(self) -> dict[str, object]:
+        """What decides, besides weights and request, about the bits of a picture."""
+        return {
+            "dtype": _name_of(self.dtype),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "kernels": "torch",
+            "processor": torch.backends.cpu.get_cpu_capability(),
+            "versions": self.versions(),
+        }
+
+    def versions(self) -> dict[str, str]:
+        """Of the programs that take part."""
+        return {"mezzotint": version("mezzotint"), "torch": torch.__version__, "python": platform.python_version()}
+
+
+def load(
+    source: str | Path = "icons",
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    variant: str | None = None,
+    preset: str | None = None,
+    objective: str | None = None,
+    vae: str | Path | None = None,
+    unclip_stats: str | Path | None = None,
+) -> System:
+    """The model of a folder, a file, a hub id ORG/NAME[@revision], or "icons", the one in this package.
+
+    dtype "auto" is bfloat16 where the processor multiplies in it, else float32. Nothing is fetched unless a hub id is
+    given. `preset` and `objective` overrule detection; `vae` is a file that replaces the model's own; `unclip_stats`
+    holds mean and standard deviation of image embeddings, which unCLIP-L files lack.
+
+    Raises: CheckpointError if the model cannot be read exactly; RequestError for an unknown dtype or device.
+    """
+    where = _device(device)
+    precision = _dtype(dtype, where)
+    path, name, revision = locate(source, revision=revision, variant=variant)
+    found = files.read(path, preset=preset, objective=objective, variant=variant, vae=vae)
+    return _assembled(found, path, name, revision, precision, where, unclip_stats)
+
+
+def locate(
+    source: str | Path, *, revision: str | None = None, variant: str | None = None
+) -> tuple[Path, str, str | None]:
+    """Path, name and revision of a model; the only place that may open a connection, and only for a hub id.
+
+    Raises: CheckpointError if there is no such model.
+    """
+    if str(source) == "icons":
+        if (packaged := packaged_model()) is None:
+            raise CheckpointError(
+                "this installation has no packaged model 'icons'; name a checkpoint: a folder, a file or ORG/NAME"
+            )
+        return packaged, "icons", None
+    path = Path(source).expanduser()
+    if path.exists():
+        return path, path.stem if path.is_file() else path.resolve().name, None
+    repository, _, at = str(source).partition("@")
+    parts = repository.split("/")
+    if (
+        len(parts) != 2
+        or not all(parts)
+        or str(source).startswith((".", "~"))
+        or path.suffix in {".safetensors", ".ckpt"}
+    ):
+        raise CheckpointError(f"{str(source)!r}: no such file or folder, and not a hub id (ORG/NAME)")
+    return _fetched(repository, at or revision, variant)
+
+
+def packaged_model() -> Path | None:
+    """The folder of the model in this package, if this installation has it."""
+    path = Path(str(resources.files("mezzotint"))) / "assets" / "icons"
+    return path if (path / "model_index.json").exists() else None
+
+
+def preferred_dtype(device: str | torch.device) -> torch.dtype:
+    """bfloat16 where it is multiplied in hardware, else float32; float16 on GPUs without it."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if kind == "cpu":
+        able = torch.cpu.get_capabilities()
+        return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
+    return torch.float32
+
+
+def _fetched(repository: str, revision: str | None, variant: str | None) -> tuple[Path, str, str | None]:
+    """The folder in Hugging Face's cache, completed from the hub; safetensors and texts only."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
+    try:
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=["*.json", "*.txt", "*.model", weights, f"*/{weights}"]
+        )
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{repository!r} is neither a path nor to be had from the hub: {first}") from None
+    return Path(folder), repository.rpartition("/")[2], Path(folder).name
+
+
+def _assembled(
+    found: Checkpoint,
+    path: Path,
+    name: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    unclip_stats: str | Path | None,
+) -> System:
+    if found.unet is None or found.vae is None or not found.text:
+        lacking = [role for role, part in (("unet", found.unet), ("vae", found.vae), ("text", found.text)) if not part]
+        raise CheckpointError(f"{path}: holds no {' and no '.join(lacking)}; a whole model is needed to make pictures")
+    unet = _built(UNet, found.unet, dtype, device)
+    vae = _built(AutoencoderKL, found.vae, dtype, device)
+    text = tuple(_built(TextTower, component, dtype, device) for component in found.text)
+    image = _built(ImageTower, found.image, dtype, device) if found.image else None
+    defaults = PRESETS[found.preset]
+    has_own_scheduler = path.is_dir()
+    return System(
+        name=name,
+        preset=found.preset,
+        defaults=defaults,
+        size=_size(path, vae, defaults),
+        sampler=None if has_own_scheduler else defaults.sampler,
+        scheduler=found.scheduler,
+        network=Network(unet, PARAMETERISATIONS[found.objective], dtype, device),
+        vae=vae,
+        text=text,
+        tokenizers=tuple(from_folder(folder) if folder else bundled() for folder in found.tokenizers),
+        rules=_rules(found.preset, text),
+        empty_negative=empty_negative(found.preset),
+        image_tower=image,
+        statistics=_statistics(found, image, unclip_stats, name),
+        sources=_sources(found),
+        revision=revision,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def _built(kind: type[M], component: Component, dtype: torch.dtype, device: torch.device) -> M:
+    """The network with the file's own tensors; they are copied only where dtype or device differ."""
+    with torch.device("meta"):
+        network = kind(component.config)
+    network.load_state_dict(component.state, assign=True)
+    return network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def _rules(preset: str, text: Sequence[TextTower]) -> tuple[TowerRule, ...]:
+    """How each tower is read: as the family does, but to its last layer where it is not the family's tower."""
+    return tuple(
+        LAST if rule.depth and tower.config.layers < rule.depth - 1 else rule
+        for rule, tower in zip(RULES[preset], text, strict=True)
+    )
+
+
+def _size(path: Path, vae: AutoencoderKL, defaults: PresetInfo) -> tuple[int, int]:
+    """What the folder's U-Net was trained at, else what its family was."""
+    config = path / "unet" / "config.json"
+    sample = read_json(config).get("sample_size") if config.is_file() else None
+    side = sample * vae.factor if isinstance(sample, int) else None
+    return (side, side) if side else (defaults.width, defaults.height)
+
+
+def _statistics(found: Checkpoint, tower: ImageTower | None, given: str | Path | None, name: str) -> Statistics | None:
+    """Of the image embeddings: from the given file, else the model's own, else 0 and 1 for unCLIP-H."""
+    if tower is None:
+        return None
+    width = tower.config.projection
+    if given is not None:
+        return read_statistics(Path(given), width)
+    if found.image_noise is not None:
+        mean, std = found.image_noise
+        return Statistics(mean.float().reshape(1, -1), std.float().reshape(1, -1))
+    if found.preset == "sd2-unclip-l":
+        raise CheckpointError(
+            f"{name}: unCLIP-L needs mean and standard deviation of its image embeddings, which this file lacks; "
+            "fetch ViT-L-14_stats.th of Karlo (kakaobrain/karlo-v1-alpha) and pass it as unclip_stats"
+        )
+    return Statistics(torch.zeros(1, width), torch.ones(1, width))
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return preferred_dtype(device)
+    if name not in DTYPES:
+        raise RequestError(unknown("dtype", name, [*DTYPES, "auto"]))
+    return DTYPES[name]
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(f"device {name!r}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _sources(found: Checkpoint) -> dict[str, Path]:
+    """The file of every component, for its hash."""
+    named = {"unet": found.unet, "vae": found.vae, "image": found.image}
+    texts = {f"text_{i + 1}" if i else "text": component for i, component in enumerate(found.text)}
+    return {role: component.source for role, component in (named | texts).items() if component is not None}
