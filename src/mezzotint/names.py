@@ -180,7 +180,7 @@ SAMPLERS: dict[str, SamplerInfo] = _table(
     SamplerInfo(
         name="dpm2_ancestral",
         title="DPM2 a",
-        order=1.0,
+        order=2.0,
         spacing="karras",
         aliases=("k_dpm_2_a", "dpm_2_ancestral", "k_dpm_2_ancestral", "kdpm_2_a", "KDPM2AncestralDiscreteScheduler"),
         options=_ANCESTRAL,
@@ -190,7 +190,7 @@ SAMPLERS: dict[str, SamplerInfo] = _table(
     SamplerInfo(
         name="dpmpp_2s_ancestral",
         title="DPM++ 2S a",
-        order=1.0,
+        order=2.0,
         spacing="karras",
         aliases=("k_dpmpp_2s_a", "dpmpp_2s_a", "k_dpmpp_2s_ancestral"),
         options=_ANCESTRAL,
@@ -200,7 +200,7 @@ SAMPLERS: dict[str, SamplerInfo] = _table(
     SamplerInfo(
         name="dpmpp_sde",
         title="DPM++ SDE",
-        order=1.0,
+        order=2.1,
         spacing="karras",
         aliases=("k_dpmpp_sde", "dpmpp_sde_gpu", "DPMSolverSDEScheduler"),
         options={**_ANCESTRAL, "r": Option(0.5, 0.05, 1.0, "where in a step the second evaluation is")},
