@@ -28,8 +28,8 @@ _ALLOW, _DENY = 0x7FFF0000, 0x00050001  # run the call; fail it with EPERM
 _FIRST_X32 = 0x40000000  # numbers of a second table on x86-64
 
 # System calls that are denied, as far as the machine has them: open creat openat openat2, socket socketpair connect,
-# clone fork vfork clone3 execve execveat, kill tkill tgkill ptrace process_vm_writev; then rename, link, symlink, unlink,
-# mkdir, chmod with their variants, truncate, mount, io_uring_setup, bpf.
+# clone fork vfork clone3 execve execveat, kill tkill tgkill ptrace process_vm_writev; then rename, link, symlink,
+# unlink, mkdir, chmod with their variants, truncate, mount, io_uring_setup, bpf.
 _X86_64 = (
     *(2, 85, 257, 437, 41, 53, 42, 56, 57, 58, 435, 59, 322, 62, 200, 234, 101, 311),
     *(82, 264, 316, 86, 265, 88, 266, 87, 263, 83, 258, 90, 268, 76, 165, 425, 321),

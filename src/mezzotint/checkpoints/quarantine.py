@@ -19,6 +19,7 @@ from mezzotint.checkpoints.detection import refusal
 from mezzotint.checkpoints.files import atomic, read_header, sha256_of
 from mezzotint.errors import CheckpointError
 
+SUFFIXES = {".ckpt", ".pt", ".pth", ".bin"}
 WAIT_S = 120  # and one second more for every 4 MB: a slow disk is not an attack
 
 # The child has the standard library and, behind it, this package: -S leaves out everything else that is installed.
@@ -35,6 +36,21 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("MEZZOTINT_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mezzotint"
+
+
+def is_pickle(path: str | Path) -> bool:
+    """Whether a file goes through the quarantine, by its name: formats that may hold a pickle."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def is_pickle(path: str | Path) -> bool:
+    """Whether a file has to go through `to_safetensors`: by its first bytes, whatever its name says."""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(9)
+    except OSError:  # whoever reads it next says why
+        return False
+    return start.startswith(b"PK\x03\x04") or (start.startswith(b"\x80") and start[8:] != b"{")
 
 
 def to_safetensors(path: str | Path) -> Path:
