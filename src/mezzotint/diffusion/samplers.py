@@ -330,7 +330,8 @@ def restart_path(sigmas: Sequence[NoiseLevel], schedule: NoiseSchedule) -> list[
     """The steps of `restart`, in order: from 20 steps on, some of them go from 2 down to 0.1 again.
 
     The levels are then spaced anew, evenly in sigma^(1/7), between the first and the last above 0; the number of
-    steps stays the same. Where a step does not start at the end of the one before, noise is to be added.
+    steps stays the same, unless no level lies between 2 and 0.1: then there are fewer and none goes back. Where a step
+    does not start at the end of the one before, noise is to be added.
 
     Source: the values of AUTOMATIC1111's `restart_sampler`.
     """
