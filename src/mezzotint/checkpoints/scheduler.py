@@ -6,7 +6,8 @@ gives it in our terms: levels in x = x0 + sigma * noise, options of our sampler,
 
 On purpose not as diffusers: nothing is clipped unless the file says so; the schedule, its zero terminal SNR included,
 is a fact about the model and never changes with the sampler; DDIM and PNDM go to the next level, where diffusers goes
-down by T // n (the same for leading, and for trailing where n divides T); PNDM always skips its Runge-Kutta steps.
+down by T // n (the same for leading, and for trailing where n divides T); PNDM always skips its Runge-Kutta steps and
+extrapolates the noise, where diffusers extrapolates v for models that predict it.
 """
 
 import json

@@ -11,11 +11,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
 from torch import Tensor
-
-from mezzotint.diffusion.schedule import NoiseSchedule
-from mezzotint.errors import ConfigError, unknown
 
 
 class Scalings(NamedTuple):
@@ -60,26 +56,3 @@ def output_from(x0: Tensor, x: Tensor, sigma: float, parameterisation: Parameter
     """The network's output that means this x0 at x: the inverse of `x0_from`."""
     c_skip, c_out, _ = parameterisation(sigma)
     return (x0 - c_skip * x) / c_out
-
-
-def target(
-    prediction_type: str,
-    x0: Float[Tensor, "b *chw"],
-    noise: Float[Tensor, "b *chw"],
-    schedule: NoiseSchedule,
-    t: Int[Tensor, "b"],
-) -> Tensor:
-    """What the network should have answered to `schedule.add_noise(x0, noise, t)`; float32 or wider.
-
-    From ᾱ, not from sigma, so it is exact where ᾱ = 0: there v is -x0.
-
-    Raises: ConfigError for an unknown prediction_type.
-    """
-    signal, spread = schedule.coefficients(t, x0)
-    if prediction_type == "epsilon":
-        return noise.to(signal.dtype)
-    if prediction_type == "v_prediction":
-        return signal * noise - spread * x0
-    if prediction_type == "sample":
-        return x0.to(signal.dtype)
-    raise ConfigError(unknown("prediction_type", prediction_type, PARAMETERISATIONS))

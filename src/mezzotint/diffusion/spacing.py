@@ -77,8 +77,8 @@ def simple(schedule: NoiseSchedule, steps: int) -> Points:
 
 def beta(schedule: NoiseSchedule, steps: int, *, alpha: float = 0.6, beta: float = 0.6) -> Points:
     """Training steps at even quantiles of a beta distribution: dense at both ends. Repeated steps are left out."""
-    quantiles = [beta_quantile(1 - i / steps, alpha, beta) for i in range(steps)]
-    return np.unique(np.rint(np.array(quantiles) * (len(schedule) - 1)))[::-1]
+    quantiles = np.array([beta_quantile(1 - i / steps, alpha, beta) for i in range(steps)])
+    return np.unique(np.rint((quantiles * (len(schedule) - 1)).round(9)))[::-1]  # the median is 1/2, not just below
 
 
 def lcm(schedule: NoiseSchedule, steps: int, *, original: int = 50) -> Points:
@@ -219,11 +219,11 @@ def spaced(
     lookup: Lookup = "interpolated",
     **options: float | str | None,
 ) -> tuple[NoiseLevel, ...]:
-    """The levels of a trajectory, strictly descending: `steps` of them (see ldm, beta) and the one where it stops.
+    """The levels of a trajectory, descending: `steps` of them (but see ldm and beta) and the one where it stops.
 
-    `final` is where it stops: 0, the trained minimum, or a sigma. A stop that would repeat the level before it is left
-    out: a step of no length changes nothing. `interpolation` of sigma between training steps (None: the spacing's own)
-    serves spacings that pick t, `lookup` of t those that pick sigma; `options` are those of the spacing's function.
+    `final` is where it stops: 0, the trained minimum, or a sigma; it may repeat the level before it, which makes the
+    last step one of no length. `interpolation` of sigma between training steps (None: the spacing's own) serves
+    spacings that pick t, `lookup` of t those that pick sigma; `options` are those of the spacing's function.
 
     Raises: ConfigError for an unknown name or option, no steps, or more than there are distinct levels.
     """
@@ -246,8 +246,8 @@ def spaced(
     else:
         levels = [NoiseLevel(float(sigma), schedule.timestep(float(sigma), lookup)) for sigma in points]
     stop = {"zero": 0.0, "minimum": schedule.sigma_min}[final] if isinstance(final, str) else final
-    if not math.isclose(stop, levels[-1].sigma):
-        levels.append(NoiseLevel(stop, schedule.timestep(stop) if stop > 0 else 0.0))
-    if len(levels) < 2 or any(after.sigma >= now.sigma for now, after in pairwise(levels)):
-        raise ConfigError(f"spacing {name!r} with {steps} steps ending at sigma {stop:g} does not descend")
-    return tuple(levels)
+    if math.isclose(stop, levels[-1].sigma):
+        stop = levels[-1].sigma
+    if stop > levels[-1].sigma or any(after.sigma >= now.sigma for now, after in pairwise(levels)):
+        raise ConfigError(f"spacing {name!r}: {steps} steps ending at sigma {stop:g} do not descend")
+    return (*levels, NoiseLevel(stop, schedule.timestep(stop) if stop > 0 else 0.0))
