@@ -8,7 +8,6 @@ https://github.com/huggingface/transformers (configuration_clip.py).
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from mezzotint.checkpoints.fields import DEEPEST, Fields
 from mezzotint.errors import CheckpointError
@@ -50,9 +49,8 @@ _VAE_FIXED: dict[str, tuple[object, ...]] = {
 }
 
 
-def read_unet(path: str | Path) -> UNetConfig:
+def read_unet(fields: Fields) -> UNetConfig:
     """Our config from a U-Net's config.json. Raises: CheckpointError that names the key for what is not this family."""
-    fields = Fields.of(path)
     fields.must(_UNET_FIXED)
     return fields.build(lambda: _unet(fields))
 
@@ -107,9 +105,8 @@ def write_unet(config: UNetConfig, *, is_sized: bool) -> dict[str, object]:
     }
 
 
-def read_vae(path: str | Path) -> VAEConfig:
+def read_vae(fields: Fields) -> VAEConfig:
     """Our config from an autoencoder's config.json. Raises: as `read_unet`."""
-    fields = Fields.of(path)
     fields.must(_VAE_FIXED)
     channels = fields.integers("block_out_channels", (64,))
     fields.names("down_block_types", ("DownEncoderBlock2D",), len(channels), ("DownEncoderBlock2D",))
@@ -154,14 +151,13 @@ def write_vae(config: VAEConfig) -> dict[str, object]:
     }
 
 
-def read_text(path: str | Path, *, has_projection: bool) -> TextConfig:
+def read_text(fields: Fields, *, has_projection: bool) -> TextConfig:
     """Our config from a text tower's config.json; every file names a projection, so the weights decide if there is one.
 
     Files written before transformers 4.30 name other special tokens than the tokenizer has: eos 2, with CLIP's own 1
     and 0. They mean CLIP's last two, and padding with the closing token (OpenAI) or with 0 (open_clip).
     Raises: as `read_unet`.
     """
-    fields = Fields.of(path)
     vocabulary = fields.integer("vocab_size", 49408)
     activation = _activation(fields)
     last = min(vocabulary, 49408) - 1  # learned words come behind
@@ -198,9 +194,8 @@ def write_text(config: TextConfig) -> dict[str, object]:
     }
 
 
-def read_image(path: str | Path) -> ImageConfig:
+def read_image(fields: Fields) -> ImageConfig:
     """Our config from an image tower's config.json. Raises: as `read_unet`."""
-    fields = Fields.of(path)
     return fields.build(
         lambda: ImageConfig(
             width=fields.integer("hidden_size", 768),

@@ -6,8 +6,7 @@ https://github.com/huggingface/transformers (modeling_clip.py).
 
 from dataclasses import replace
 
-from mezzotint.checkpoints.ldm import transformer_map
-from mezzotint.checkpoints.translate import Entry, KeyMap, fitted, modules, nested
+from mezzotint.checkpoints.translate import Entry, KeyMap, fitted, formed, modules, nested
 from mezzotint.models.clip import ImageConfig, TextConfig
 from mezzotint.models.unet import UNetConfig
 from mezzotint.models.vae import VAEConfig
@@ -63,6 +62,22 @@ def unet_map(config: UNetConfig, *, is_sized: bool = True) -> KeyMap:
             keymap |= nested(f"up.{i}.blocks.{j}.attn", f"up_blocks.{i}.attentions.{j}", transformer)
         keymap |= modules([(f"up.{i}.resample.conv", f"up_blocks.{i}.upsamplers.0.conv")])
     return fitted(keymap, config)
+
+
+def transformer_map(config: UNetConfig, depth: int) -> KeyMap:
+    """Entries of the transformer behind a ResBlock: the same names in both layouts."""
+    keymap = modules([("norm", "norm")])
+    projections = modules([("proj_in", "proj_in"), ("proj_out", "proj_out")])
+    keymap |= projections if config.is_linear else formed(projections, "conv")
+    for index in range(depth):
+        theirs = f"transformer_blocks.{index}"
+        pairs = [(f"norm_{n}", f"norm{n}") for n in (1, 2, 3)]
+        for ours, name in (("self_attention", "attn1"), ("cross_attention", "attn2")):
+            pairs += [(f"{ours}.{part}", f"{name}.to_{part}") for part in ("q", "k", "v")]
+            pairs += [(f"{ours}.out", f"{name}.to_out.0")]
+        pairs += [("feed_forward.in_", "ff.net.0.proj"), ("feed_forward.out", "ff.net.2")]
+        keymap |= nested(f"layers.{index}", theirs, modules(pairs))
+    return keymap
 
 
 def vae_map(config: VAEConfig) -> KeyMap:

@@ -36,6 +36,12 @@ class Fields:
         value = self.values.get(key, default)
         return default if value is None else value
 
+    def nested(self, key: str) -> "Fields":
+        """The fields of an object inside; of an empty one if it is something else."""
+        value = self.values.get(key)
+        values = cast("dict[str, object]", value) if isinstance(value, dict) else {}  # keys of JSON objects are strings
+        return Fields(self.path, values)
+
     def must(self, fixed: Mapping[str, tuple[object, ...]]) -> None:
         """Refuse values that mean a network that does not exist here."""
         for key, allowed in fixed.items():

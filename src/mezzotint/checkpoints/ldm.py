@@ -8,15 +8,15 @@ https://github.com/Stability-AI/generative-models.
 
 from collections.abc import Sequence
 
-from mezzotint.checkpoints.translate import Entry, KeyMap, fitted, formed, modules, nested, renamed
+from mezzotint.checkpoints import diffusers, openclip
+from mezzotint.checkpoints.diffusers import transformer_map
+from mezzotint.checkpoints.translate import Entry, KeyMap, fitted, formed, modules, nested, prefixed, renamed
 from mezzotint.models.clip import ImageConfig, TextConfig
 from mezzotint.models.unet import UNetConfig
 from mezzotint.models.vae import VAEConfig
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
-IMAGE = "embedder.model.visual."
-EMA = "model_ema."
 
 _RES = modules(
     [
@@ -86,22 +86,6 @@ def unet_map(config: UNetConfig) -> KeyMap:
     return fitted(keymap, config)
 
 
-def transformer_map(config: UNetConfig, depth: int) -> KeyMap:
-    """Entries of the transformer behind a ResBlock: the same names in both layouts."""
-    keymap = modules([("norm", "norm")])
-    projections = modules([("proj_in", "proj_in"), ("proj_out", "proj_out")])
-    keymap |= projections if config.is_linear else formed(projections, "conv")
-    for index in range(depth):
-        theirs = f"transformer_blocks.{index}"
-        pairs = [(f"norm_{n}", f"norm{n}") for n in (1, 2, 3)]
-        for ours, name in (("self_attention", "attn1"), ("cross_attention", "attn2")):
-            pairs += [(f"{ours}.{part}", f"{name}.to_{part}") for part in ("q", "k", "v")]
-            pairs += [(f"{ours}.out", f"{name}.to_out.0")]
-        pairs += [("feed_forward.in_", "ff.net.0.proj"), ("feed_forward.out", "ff.net.2")]
-        keymap |= nested(f"layers.{index}", theirs, modules(pairs))
-    return keymap
-
-
 def vae_map(config: VAEConfig) -> KeyMap:
     """Entries of an autoencoder, without the prefix that it has in a single file."""
     keymap = modules([("quant", "quant_conv"), ("post_quant", "post_quant_conv")])
@@ -120,20 +104,24 @@ def vae_map(config: VAEConfig) -> KeyMap:
     return fitted(keymap, config)
 
 
-def text_prefix(configs: Sequence[TextConfig], index: int) -> str:
-    """Where a text tower begins in a single file: towers of OpenAI keep transformers' names there, others open_clip's.
+def text_map(configs: Sequence[TextConfig], index: int) -> KeyMap:
+    """Entries of one of a model's text towers, with the prefix that it has in a single file.
 
+    Towers of OpenAI, which alone have quick_gelu, keep the names of transformers there, others those of open_clip.
     Models whose towers pool (XL and its refiner) are generative-models files, the others latent-diffusion files.
     """
+    config = configs[index]
     holder = f"conditioner.embedders.{index}." if any(config.projection for config in configs) else "cond_stage_model."
-    return holder + ("transformer." if is_openai(configs[index]) else "model.")
+    if config.activation == "quick_gelu":
+        return prefixed(diffusers.text_map(config), holder + "transformer.")
+    return prefixed(openclip.text_map(config), holder + "model.")
 
 
-def is_openai(config: TextConfig | ImageConfig) -> bool:
-    """Whether a tower comes from OpenAI's release: only those have quick_gelu."""
-    return config.activation == "quick_gelu"
+def image_map(config: ImageConfig) -> KeyMap:
+    """Entries of the image tower of unCLIP, with the prefix that it has in a single file."""
+    return prefixed(openclip.image_map(config), "embedder.model.visual.")
 
 
 def ema_map(config: UNetConfig) -> KeyMap:
     """Entries of the averaged U-Net in a single file: its names lost their dots."""
-    return renamed(unet_map(config), lambda key: EMA + f"diffusion_model.{key}".replace(".", ""))
+    return renamed(unet_map(config), lambda key: "model_ema." + f"diffusion_model.{key}".replace(".", ""))

@@ -4,6 +4,7 @@ A `KeyMap` has one `Entry` per tensor of our module; `ldm`, `diffusers` and `ope
 that a new shape of a network needs no new table. Forms are views wherever possible: a memory-mapped file stays unread.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -104,6 +105,11 @@ def renamed(keymap: KeyMap, rename: Callable[[str], str]) -> KeyMap:
     }
 
 
+def prefixed(keymap: KeyMap, prefix: str) -> KeyMap:
+    """The same map for a file that has other tensors, too."""
+    return renamed(keymap, lambda key: prefix + key)
+
+
 def formed(keymap: KeyMap, form: Form) -> KeyMap:
     """The same map with every matrix, that is every weight, in another form."""
     return {name: replace(entry, form=form) if name.endswith("weight") else entry for name, entry in keymap.items()}
@@ -145,11 +151,37 @@ def apply(
 ) -> dict[str, Tensor]:
     """Our state dict from the tensors of a file, as views of them.
 
-    Raises: CheckpointError that lists missing tensors and wrong shapes; `where` names the file.
+    Raises: CheckpointError that lists what is missing or of another shape; `where` names the file.
     """
     if lines := problems(keymap, state, shapes):
         raise CheckpointError(listed(where, lines))
     return {name: _ours(keymap[name], state[key], shapes[name]) for name, key in used(keymap, state).items()}
+
+
+def apply_all(
+    maps: Mapping[str, KeyMap],
+    configs: Mapping[str, Config],
+    state: Mapping[str, Tensor],
+    *,
+    where: str,
+    optional: re.Pattern[str],
+    within: tuple[str, ...] = ("",),
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Our state dicts of several networks by role, and the tensors that none of them has, by their names in the file.
+
+    Raises: CheckpointError as `apply`, and for a left-over tensor whose name begins with one of `within`, unless it is
+    `optional`.
+    """
+    shapes = {role: shapes_of(configs[role]) for role in maps}
+    lines = [line for role, keymap in maps.items() for line in problems(keymap, state, shapes[role])]
+    known = {key for keymap in maps.values() for key in used(keymap, state).values()}
+    extras = {key: tensor for key, tensor in state.items() if key not in known}
+    for key, tensor in extras.items():
+        if key.startswith(within) and not optional.search(key):
+            lines.append(f"{key}: {tuple(tensor.shape)} in the file, not in the model")
+    if lines:
+        raise CheckpointError(listed(where, lines))
+    return {role: apply(keymap, state, shapes[role], where=where) for role, keymap in maps.items()}, extras
 
 
 def invert(keymap: KeyMap, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
