@@ -26,7 +26,7 @@ from mezzotint.errors import CheckpointError, ConfigError, unknown
 
 Objective = Literal["epsilon", "v_prediction", "sample"]
 
-Option = float | str | tuple[int, ...]  # bool and int are floats to the type checker
+Option = float | int | bool | str | tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

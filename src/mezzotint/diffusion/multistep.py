@@ -45,7 +45,7 @@ def adams_weights(nodes: Sequence[float], end: float) -> list[float]:
     half, middle = (end - nodes[0]) / 2, (end + nodes[0]) / 2
 
     def basis(j: int, at: float) -> float:
-        return math.prod((at - node) / (nodes[j] - node) for k, node in enumerate(nodes) if k != j)
+        return math.prod(((at - node) / (nodes[j] - node) for k, node in enumerate(nodes) if k != j), start=1.0)
 
     points = (middle - half / math.sqrt(3), middle + half / math.sqrt(3))
     return [half * sum(basis(j, point) for point in points) for j in range(len(nodes))]

@@ -12,7 +12,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
@@ -45,22 +45,22 @@ class NoiseSchedule:
             raise ConfigError("alphas_cumprod: must descend strictly, from below 1 to 0 or more")
 
     @classmethod
-    def from_betas(cls, betas: Float[Tensor, "t"]) -> Self:
+    def from_betas(cls, betas: Float[Tensor, "t"]) -> "NoiseSchedule":
         """The schedule whose step t mixes in a variance of betas[t]."""
         return cls((1 - betas.double()).cumprod(0))  # float64: a product of 1,000 factors near 1
 
     @classmethod
-    def scaled_linear(cls, start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Self:
+    def scaled_linear(cls, start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> "NoiseSchedule":
         """sqrt(beta) rises linearly: every Stable Diffusion. The original code calls this "linear"."""
         return cls.from_betas(torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2)
 
     @classmethod
-    def linear(cls, start: float = 0.0001, end: float = 0.02, steps: int = 1000) -> Self:
+    def linear(cls, start: float = 0.0001, end: float = 0.02, steps: int = 1000) -> "NoiseSchedule":
         """beta rises linearly: DDPM."""
         return cls.from_betas(torch.linspace(start, end, steps, dtype=torch.float64))
 
     @classmethod
-    def cosine(cls, steps: int = 1000) -> Self:
+    def cosine(cls, steps: int = 1000) -> "NoiseSchedule":
         """ᾱ falls like a squared cosine, no beta above 0.999; `squaredcos_cap_v2` in configs: the unCLIP prior."""
         at = torch.arange(steps + 1, dtype=torch.float64) / steps
         abar = ((at + 0.008) / 1.008 * math.pi / 2).cos() ** 2
@@ -95,7 +95,7 @@ class NoiseSchedule:
         """Noise level of the last training step."""
         return float(self.sigmas[-1])
 
-    def sigma(self, t: float) -> float:
+    def sigma(self, t: float | int) -> float:
         """Noise level of a training step; a fractional t lies between its neighbours, linearly in log sigma.
 
         Raises: ConfigError if t is not in 0 … len - 1.

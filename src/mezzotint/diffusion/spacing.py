@@ -217,7 +217,7 @@ def spaced(
     final: Literal["zero", "minimum"] | float = "zero",
     interpolation: Literal["linear", "log"] | None = None,
     lookup: Lookup = "interpolated",
-    **options: float | str | None,
+    **options: float | int | str | None,
 ) -> tuple[NoiseLevel, ...]:
     """The levels of a trajectory, descending: `steps` of them (but see ldm and beta) and the one where it stops.
 
