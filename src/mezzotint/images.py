@@ -208,6 +208,20 @@ def write_file(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def check_folder(folder: Path) -> None:
+    """Make the folder if need be, and see that files can be put there: asked before hours of work, not after.
+
+    Raises: RequestError naming the folder.
+    """
+    probe = folder / f".mezzotint-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise RequestError(f"folder {str(folder)!r} cannot be written to: {error.strerror or error}") from None
+
+
 def _where(source: Path | bytes) -> str:
     return repr(str(source)) if isinstance(source, Path) else "picture"
 

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mezzotint.errors import RequestError
 from mezzotint.pipeline.generate import generate
 from mezzotint.pipeline.system import System, load
 
@@ -150,12 +150,14 @@ def test_unclip(reference: Any, photo: Image.Image, size: tuple[int, int], noise
     assert _psnr(ours, theirs) >= ENOUGH
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", ["euler", "ddim", "dpmpp_2m"])  # diffusers' Heun hands over inside a step
 def test_refiner_takes_over(reference: Any, sampler: str):  # Any: a fixture of conftest
     (base, base_folder), (refiner, refiner_folder) = reference("xl"), reference("refiner")
     common: dict[str, Any] = {"num_inference_steps": 10, "guidance_scale": 5.0}  # Any: options of diffusers
     latent = _theirs(base, sampler, **common, height=64, width=64, denoising_end=0.7, output_type="latent")
+    own, refiner.vae = refiner.vae, base.vae  # both published models have the same
     theirs = _theirs(refiner, sampler, **common, image=latent[None], denoising_start=0.7)
+    refiner.vae = own
     options = {"sampler": sampler, "steps": 10, "guidance": 5.0, "seed": 0, "refiner_at": 0.7}
     ours = generate(_loaded(base_folder), prompt="a red fox", refiner=str(refiner_folder), **options).images[0]
     assert _psnr(ours, theirs) >= ENOUGH
@@ -168,6 +170,19 @@ def test_refiner_refines_a_picture(reference: Any, photo: Image.Image):  # Any: 
         _loaded(folder), prompt="a red fox", image=photo, strength=0.5, steps=8, guidance=5.0, seed=0
     ).images[0]
     assert _psnr(ours, theirs) >= ENOUGH
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+def test_trained_weights(trained_folder: Path, sampler: str):
+    from diffusers import StableDiffusionPipeline
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers' own
+        pipe = StableDiffusionPipeline.from_pretrained(str(trained_folder), dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = _theirs(pipe, sampler, num_inference_steps=8, guidance_scale=7.5, height=64, width=64)
+    options = {"sampler": sampler, "steps": 8, "guidance": 7.5, "seed": 0}
+    assert _psnr(generate(_loaded(trained_folder), prompt="a red fox", **options).images[0], theirs) >= ENOUGH
 
 
 def test_sizes_are_told_to_xl(reference: Any):  # Any: a fixture of conftest

@@ -60,7 +60,7 @@ def test_none_is_not_empty():
 
 def test_a_request_is_a_value():
     request = Request(prompt="a fox", seed=0, image=ImageRef(data=b"picture"))
-    assert request == Request(**request.model_dump())
+    assert request == Request(**dict(request))
     with pytest.raises(ValueError, match="frozen"):
         request.prompt = "a cat"
 

@@ -28,7 +28,18 @@ from mezzotint.pipeline.result import (
 if TYPE_CHECKING:
     from mezzotint.pipeline.system import System
 
-__all__ = ["Expectation", "Replay", "Result", "Stream", "expect", "generate", "replay", "stream"]
+__all__ = [
+    "Expectation",
+    "Recorded",
+    "Replay",
+    "Result",
+    "Stream",
+    "expect",
+    "generate",
+    "recorded_source",
+    "replay",
+    "stream",
+]
 
 
 class Stream(Iterator[Progress]):
@@ -88,6 +99,19 @@ def expect(source: str | Path | bytes, system: "System") -> Expectation:
     """
     _, found = recorded_request(_source(source))
     return compare(found, system.identity(), system.execution())
+
+
+class Recorded(NamedTuple):
+    """Which model a picture says it was made with, as it was named then, and the dtype."""
+
+    path: str
+    dtype: str
+
+
+def recorded_source(source: str | Path | bytes) -> Recorded:
+    """What to load for `replay`. Raises: RequestError if the file has no record of ours."""
+    _, found = recorded_request(_source(source))
+    return Recorded(str(found["model"]["unet"]["source"]), str(found["execution"]["dtype"]))
 
 
 def replay(source: str | Path | bytes, system: "System", **changes: Any) -> Replay:

@@ -1,7 +1,9 @@
 """sha256 of model files, computed beside other work and remembered by path, size and time of change."""
 
+import hashlib
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -20,9 +22,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mezzotint"
 
 
-def start_hash(path: Path) -> Future[str]:
-    """The sha256 of a file, from the cache if the file has not changed; hashing releases the interpreter's lock."""
-    return _pool.submit(_hash, path)
+def start_hash(paths: Sequence[Path]) -> Future[str]:
+    """The sha256 of a file, or of the sha256s of shards, from the cache for files that have not changed.
+
+    Hashing releases the interpreter's lock, so other work goes on.
+    """
+    return _pool.submit(_hash_all, tuple(paths))
+
+
+def _hash_all(paths: tuple[Path, ...]) -> str:
+    if len(paths) == 1:
+        return _hash(paths[0])
+    return hashlib.sha256("".join(map(_hash, paths)).encode()).hexdigest()
 
 
 def _hash(path: Path) -> str:

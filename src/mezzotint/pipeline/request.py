@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mezzotint.errors import MezzotintError, RequestError, unknown
 from mezzotint.images import Resize, encode, open_image
@@ -29,7 +29,7 @@ class ImageRef(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path | None = None
-    data: bytes | None = Field(default=None, repr=False)
+    data: bytes | None = Field(default=None, repr=False, exclude=True)  # records hold the hash, never the pixels
     upload: str | None = None
     sha256: str | None = None  # in a record: what the file must still be
 
@@ -49,10 +49,6 @@ class ImageRef(BaseModel):
         if sum(source is not None for source in (self.path, self.data, self.upload)) > 1:
             raise ValueError("exactly one of path, bytes and upload id")
         return self
-
-    @field_serializer("data", when_used="json")
-    def _no_bytes(self, data: bytes | None) -> None:
-        """Records hold the hash, never the pixels."""
 
     @cached_property
     def content(self) -> bytes:

@@ -8,7 +8,7 @@ from functools import cached_property
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mezzotint.checkpoints import checkpoint as files
 from mezzotint.checkpoints.checkpoint import Checkpoint, Component
-from mezzotint.checkpoints.files import read_json
+from mezzotint.checkpoints.component import STEMS
+from mezzotint.checkpoints.files import read_json, weight_files
 from mezzotint.checkpoints.scheduler import SchedulerConfig
 from mezzotint.diffusion.parameterisation import PARAMETERISATIONS
 from mezzotint.errors import CheckpointError, RequestError, unknown
@@ -36,11 +37,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 M = TypeVar("M", bound=nn.Module)
 
 
+class Place(NamedTuple):
+    """Where a model is, what it was asked for as, what it is called, and its revision if it came from the hub."""
+
+    path: Path
+    source: str
+    name: str
+    revision: str | None = None
+
+
 @dataclass(kw_only=True)
 class System:
     """The networks of one model in one precision on one device. Made by `load`."""
 
-    name: str
+    place: Place
     preset: str
     defaults: PresetInfo
     size: tuple[int, int]  # width and height in pixels if a request does not say
@@ -54,12 +64,16 @@ class System:
     empty_negative: EmptyNegative
     image_tower: ImageTower | None
     statistics: Statistics | None
-    sources: Mapping[str, Path]  # file per component
-    revision: str | None
+    sources: Mapping[str, tuple[Path, ...]]  # files per component
     dtype: torch.dtype
     device: torch.device
     _companions: dict[str, "System"] = field(default_factory=dict[str, "System"], init=False)
     _hashes: dict[str, Future[str]] = field(default_factory=dict[str, "Future[str]"], init=False)
+
+    @property
+    def name(self) -> str:
+        """What the model is called in records and messages."""
+        return self.place.name
 
     @property
     def unet(self) -> UNet:
@@ -108,15 +122,20 @@ class System:
 
     def start_hashing(self) -> None:
         """Begin to compute the hashes that records need, beside other work."""
-        for role, path in self.sources.items():
+        for role, paths in self.sources.items():
             if role not in self._hashes:
-                self._hashes[role] = start_hash(path)
+                self._hashes[role] = start_hash(paths)
 
     def identity(self) -> dict[str, dict[str, object]]:
-        """Name, sha256 and revision of every component, the refiner's included once there is one."""
+        """Name, source, revision and sha256 of every component, the refiner's included once there is one."""
         self.start_hashing()
         own: dict[str, dict[str, object]] = {
-            role: {"name": self.name, "sha256": self._hashes[role].result(), "revision": self.revision}
+            role: {
+                "name": self.place.name,
+                "source": self.place.source,
+                "revision": self.place.revision,
+                "sha256": self._hashes[role].result(),
+            }
             for role in self.sources
         }
         for companion in self._companions.values():
@@ -140,7 +159,7 @@ class System:
 
 
 def load(
-    source: str | Path = "icons",
+    path: str | Path = "icons",
     *,
     dtype: str = "auto",
     device: str = "auto",
@@ -161,15 +180,13 @@ def load(
     """
     where = _device(device)
     precision = _dtype(dtype, where)
-    path, name, revision = locate(source, revision=revision, variant=variant)
-    found = files.read(path, preset=preset, objective=objective, variant=variant, vae=vae)
-    return _assembled(found, path, name, revision, precision, where, unclip_stats)
+    place = locate(path, revision=revision, variant=variant)
+    found = files.read(place.path, preset=preset, objective=objective, variant=variant, vae=vae)
+    return _assembled(found, place, precision, where, variant, unclip_stats)
 
 
-def locate(
-    source: str | Path, *, revision: str | None = None, variant: str | None = None
-) -> tuple[Path, str, str | None]:
-    """Path, name and revision of a model; the only place that may open a connection, and only for a hub id.
+def locate(source: str | Path, *, revision: str | None = None, variant: str | None = None) -> Place:
+    """The place of a model; the only function that may open a connection, and only for a hub id.
 
     Raises: CheckpointError if there is no such model.
     """
@@ -178,10 +195,10 @@ def locate(
             raise CheckpointError(
                 "this installation has no packaged model 'icons'; name a checkpoint: a folder, a file or ORG/NAME"
             )
-        return packaged, "icons", None
+        return Place(packaged, "icons", "icons")
     path = Path(source).expanduser()
     if path.exists():
-        return path, path.stem if path.is_file() else path.resolve().name, None
+        return Place(path, str(source), path.stem if path.is_file() else path.resolve().name)
     repository, _, at = str(source).partition("@")
     parts = repository.split("/")
     if (
@@ -211,7 +228,7 @@ def preferred_dtype(device: str | torch.device) -> torch.dtype:
     return torch.float32
 
 
-def _fetched(repository: str, revision: str | None, variant: str | None) -> tuple[Path, str, str | None]:
+def _fetched(repository: str, revision: str | None, variant: str | None) -> Place:
     """The folder in Hugging Face's cache, completed from the hub; safetensors and texts only."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -224,32 +241,33 @@ def _fetched(repository: str, revision: str | None, variant: str | None) -> tupl
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{repository!r} is neither a path nor to be had from the hub: {first}") from None
-    return Path(folder), repository.rpartition("/")[2], Path(folder).name
+    return Place(Path(folder), repository, repository.rpartition("/")[2], Path(folder).name)
 
 
 def _assembled(
     found: Checkpoint,
-    path: Path,
-    name: str,
-    revision: str | None,
+    place: Place,
     dtype: torch.dtype,
     device: torch.device,
+    variant: str | None,
     unclip_stats: str | Path | None,
 ) -> System:
     if found.unet is None or found.vae is None or not found.text:
         lacking = [role for role, part in (("unet", found.unet), ("vae", found.vae), ("text", found.text)) if not part]
-        raise CheckpointError(f"{path}: holds no {' and no '.join(lacking)}; a whole model is needed to make pictures")
+        raise CheckpointError(
+            f"{place.path}: holds no {' and no '.join(lacking)}; a whole model is needed to make pictures"
+        )
     unet = _built(UNet, found.unet, dtype, device)
     vae = _built(AutoencoderKL, found.vae, dtype, device)
     text = tuple(_built(TextTower, component, dtype, device) for component in found.text)
     image = _built(ImageTower, found.image, dtype, device) if found.image else None
     defaults = PRESETS[found.preset]
-    has_own_scheduler = path.is_dir()
+    has_own_scheduler = place.path.is_dir()
     return System(
-        name=name,
+        place=place,
         preset=found.preset,
         defaults=defaults,
-        size=_size(path, vae, defaults),
+        size=_size(place.path, vae, defaults),
         sampler=None if has_own_scheduler else defaults.sampler,
         scheduler=found.scheduler,
         network=Network(unet, PARAMETERISATIONS[found.objective], dtype, device),
@@ -259,9 +277,8 @@ def _assembled(
         rules=_rules(found.preset, text),
         empty_negative=empty_negative(found.preset),
         image_tower=image,
-        statistics=_statistics(found, image, unclip_stats, name),
-        sources=_sources(found),
-        revision=revision,
+        statistics=_statistics(found, image, unclip_stats, place.name),
+        sources=_sources(found, variant),
         dtype=dtype,
         device=device,
     )
@@ -332,8 +349,9 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _sources(found: Checkpoint) -> dict[str, Path]:
-    """The file of every component, for its hash."""
-    named = {"unet": found.unet, "vae": found.vae, "image": found.image}
-    texts = {f"text_{i + 1}" if i else "text": component for i, component in enumerate(found.text)}
-    return {role: component.source for role, component in (named | texts).items() if component is not None}
+def _sources(found: Checkpoint, variant: str | None) -> dict[str, tuple[Path, ...]]:
+    """The weight files of every component, for its hash."""
+    return {
+        role: weight_files(component.source, STEMS[role], variant) if component.source.is_dir() else (component.source,)
+        for role, component in found.components.items()
+    }
