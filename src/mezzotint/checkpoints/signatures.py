@@ -30,7 +30,7 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """One model of the family: it matches if every fact equals; `decides` is the one that no other rule shares."""
+    """One model of the family: it matches if every fact equals; `decides` tells it from its relatives."""
 
     preset: str
     decides: Literal["in_channels", "context", "vector", "labels"]
