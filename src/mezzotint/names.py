@@ -132,6 +132,11 @@ SAMPLERS: dict[str, SamplerInfo] = _table(
         order=2.0,
         spacing="leading",
         aliases=("pndm", "PNDMScheduler"),
+        options={
+            "combines": Option(
+                "epsilon", None, None, "what the weights are put on: noise or v", ("epsilon", "v_prediction")
+            )
+        },
         evaluations=(1, 1),
     ),
     SamplerInfo(

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +17,52 @@ SIDE = 64  # pixels of every picture here; latents are 16x16
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
+def _diffusers() -> Any:  # Any: untyped
+    return import_module("diffusers")
+
+
+def _transformers() -> Any:  # Any: untyped
+    return import_module("transformers")
+
+
 def _tokenizer(folder: Path, pad: str = "<|endoftext|>") -> Any:  # Any: transformers is untyped
     """CLIP's tokenizer with bytes for pieces: 514 ids."""
-    from transformers import CLIPTokenizer
-
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     symbols = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     names = [*symbols, *(symbol + "</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=pad, model_max_length=77)
+    return _transformers().CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=pad, model_max_length=77
+    )
 
 
 def _text(width: int = 32, projection: int | None = None, **options: object) -> Any:  # Any: transformers is untyped
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
+    t = _transformers()
+    config = t.CLIPTextConfig(
         vocab_size=514, hidden_size=width, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
         bos_token_id=512, eos_token_id=513, pad_token_id=513, projection_dim=projection or 32, **options,
     )  # fmt: skip
-    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
+    return (t.CLIPTextModelWithProjection if projection else t.CLIPTextModel)(config).eval()
 
 
 def _vae(**options: object) -> Any:  # Any: diffusers is untyped
-    from diffusers import AutoencoderKL
-
     blocks = 3
-    return AutoencoderKL(
+    return _diffusers().AutoencoderKL(
         block_out_channels=(8, 16, 16), norm_num_groups=4, layers_per_block=1, latent_channels=4, sample_size=SIDE,
         down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks, **options,
     ).eval()  # fmt: skip
 
 
 def _unet(**options: object) -> Any:  # Any: diffusers is untyped
-    from diffusers import UNet2DConditionModel
-
     settings: dict[str, Any] = {  # Any: diffusers' own options
         "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8, "cross_attention_dim": 32,
         "attention_head_dim": 4, "sample_size": SIDE // 4, "in_channels": 4,
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     }  # fmt: skip
-    unet = UNet2DConditionModel(**settings | options).eval()
+    unet = _diffusers().UNet2DConditionModel(**settings | options).eval()
     with torch.no_grad():  # a fresh U-Net says almost 0: let it say something of unit size
         unet.conv_out.weight.mul_(6)
     return unet
@@ -72,8 +76,7 @@ def _xl_unet(context: int, ids: int, **options: object) -> Any:  # Any: diffuser
 
 
 def _pipeline(kind: str, folder: Path) -> Any:  # Any: diffusers is untyped
-    import diffusers as d
-
+    d = _diffusers()
     plain: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     leading = SCHEDULE | {"timestep_spacing": "leading", "steps_offset": 1}
     pndm = leading | {"skip_prk_steps": True, "set_alpha_to_one": False}
@@ -109,10 +112,8 @@ def _pipeline(kind: str, folder: Path) -> Any:  # Any: diffusers is untyped
             requires_aesthetics_score=True, force_zeros_for_empty_prompt=False,
         )  # fmt: skip
     assert kind == "unclip"
-    from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    vision = CLIPVisionConfig(
+    t = _transformers()
+    vision = t.CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -120,12 +121,12 @@ def _pipeline(kind: str, folder: Path) -> Any:  # Any: diffusers is untyped
         projection_dim=24,
         patch_size=56,
     )
-    normalizer = StableUnCLIPImageNormalizer(24)
+    normalizer = import_module("diffusers.pipelines.stable_diffusion").StableUnCLIPImageNormalizer(24)
     with torch.no_grad():
         normalizer.mean.normal_()
         normalizer.std.uniform_(0.5, 2)
     return d.StableUnCLIPImg2ImgPipeline(
-        feature_extractor=CLIPImageProcessor(), image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+        feature_extractor=t.CLIPImageProcessor(), image_encoder=t.CLIPVisionModelWithProjection(vision).eval(),
         image_normalizer=normalizer, image_noising_scheduler=d.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
         tokenizer=tokenizer, text_encoder=_text(hidden_act="gelu"),
         unet=_unet(use_linear_projection=True, class_embed_type="projection", projection_class_embeddings_input_dim=48),
@@ -145,9 +146,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     def make(kind: str) -> tuple[Any, Path]:  # Any: diffusers is untyped
         if kind not in made:
             folder = tmp_path_factory.mktemp(kind)
-            with torch.random.fork_rng(), warnings.catch_warnings():
+            seeded: Any = torch.random  # Any: torch leaves these functions untyped
+            with seeded.fork_rng(devices=[]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # diffusers' and transformers' own
-                torch.manual_seed(sum(map(ord, kind)))
+                seeded.manual_seed(sum(map(ord, kind)))
                 pipe = _pipeline(kind, folder)
                 pipe.save_pretrained(folder / "model")
             pipe.set_progress_bar_config(disable=True)

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,9 @@ def _loaded(folder: object) -> System:
     return _systems[str(folder)]
 
 
-def _theirs(pipe: Any, sampler: str | None = None, kind: str = "", **options: Any) -> Image.Image:  # Any: diffusers
+def _theirs(pipe: Any, sampler: str | None = None, kind: str = "", **options: Any) -> Any:  # Any: diffusers
     """The picture of a diffusers pipeline, optionally with another scheduler and as another pipeline."""
-    import diffusers
-
+    diffusers: Any = import_module("diffusers")  # Any: untyped
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # diffusers' own
         if kind:
@@ -174,11 +174,10 @@ def test_refiner_refines_a_picture(reference: Any, photo: Image.Image):  # Any: 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
 def test_trained_weights(trained_folder: Path, sampler: str):
-    from diffusers import StableDiffusionPipeline
-
+    diffusers: Any = import_module("diffusers")  # Any: untyped
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # diffusers' own
-        pipe = StableDiffusionPipeline.from_pretrained(str(trained_folder), dtype=torch.float32)
+        pipe = diffusers.StableDiffusionPipeline.from_pretrained(str(trained_folder), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     theirs = _theirs(pipe, sampler, num_inference_steps=8, guidance_scale=7.5, height=64, width=64)
     options = {"sampler": sampler, "steps": 8, "guidance": 7.5, "seed": 0}

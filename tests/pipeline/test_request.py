@@ -33,7 +33,6 @@ from mezzotint.pipeline.request import ImageRef, Request
         ({"guidance_interval": (5, 1)}, "guidance_interval (5.0, 1.0): the lowest sigma comes first"),
         ({"sampler": "ddim", "options": {"eta": 2}}, "options.eta = 2: must be from 0 to 1"),
         ({"sampler": "euler", "options": {"s_churn": -1}}, "options.s_churn = -1: must be at least 0"),
-        ({"sampler": "plms", "options": {"eta": 1}}, "options.eta: sampler 'plms' has no options"),
         ({"sampler": "ddim", "options": {"etta": 1}}, "unknown option of ddim 'etta'; did you mean 'eta'?"),
         ({"sampler": "unipc", "options": {"solver_type": "bh3"}}, "unknown solver_type of unipc 'bh3'"),
         ({"image": {"path": "a.png", "upload": "1"}}, "exactly one of path, bytes and upload id"),

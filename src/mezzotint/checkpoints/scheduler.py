@@ -328,6 +328,8 @@ def _options(config: SchedulerConfig, sampler: str) -> dict[str, Option]:
             "lower_order_final": lower_order_final,
             "disable_corrector": config.disable_corrector or (),
         }
+    if sampler == "plms" and config.objective == "v_prediction":
+        return {"combines": "v_prediction"}
     if sampler == "deis":
         return {"order": order, "lower_order_final": lower_order_final}
     if sampler == "lcm":

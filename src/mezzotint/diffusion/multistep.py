@@ -78,24 +78,41 @@ def allowed_order(order: int, steps: int, step: int, *, lower_order_final: bool,
     return min(order, left) if lower_order_final and steps < FEW_STEPS else order
 
 
-def plms(x: Tensor, sigmas: Sequence[NoiseLevel], *, noise: Noise, schedule: NoiseSchedule) -> Sampling:
+def plms(
+    x: Tensor,
+    sigmas: Sequence[NoiseLevel],
+    *,
+    noise: Noise,
+    schedule: NoiseSchedule,
+    combines: Literal["epsilon", "v_prediction"] = "epsilon",
+) -> Sampling:
     """Pseudo linear multistep: Adams-Bashforth weights of an even grid, on steps of any size. One evaluation more.
 
     The first step is Heun's, unless it is the only one: the model is asked twice at sigmas[1], before and after it.
+    `combines` says what the weights are put on: the noise, or, as diffusers does with networks that predict it, v.
 
     Source: Liu et al. 2022, arXiv:2202.09778, eq. 12, with the start of the CompVis sampler (`skip_prk_steps`).
     """
-    slopes: list[Tensor] = []  # eps, newest first
+    is_velocity = combines == "v_prediction"
+
+    def output(x: Tensor, x0: Tensor, sigma: float) -> Tensor:
+        eps = (x - x0) / sigma
+        return (eps - sigma * x0) / math.hypot(1, sigma) if is_velocity else eps
+
+    outputs: list[Tensor] = []  # newest first
     for step, (now, after) in enumerate(pairwise(sigmas)):
         x0 = yield Query(x, now.sigma, now.t, step)
-        slopes = [(x - x0) / now.sigma, *slopes][:4]
+        outputs = [output(x, x0, now.sigma), *outputs][:4]
         if step == 0 and len(sigmas) > 2:
             end = toward(x, x0, after.sigma / now.sigma)
             x0 = yield Query(end, after.sigma, after.t, step)
-            slope = (slopes[0] + (end - x0) / after.sigma) / 2
+            slope = (outputs[0] + output(end, x0, after.sigma)) / 2
         else:
-            weights = adams_weights([-float(age) for age in range(len(slopes))], 1.0)
-            slope = sum((w * s for w, s in zip(weights[1:], slopes[1:], strict=True)), weights[0] * slopes[0])
+            weights = adams_weights([-float(age) for age in range(len(outputs))], 1.0)
+            slope = sum((w * o for w, o in zip(weights[1:], outputs[1:], strict=True)), weights[0] * outputs[0])
+        if is_velocity:  # back to eps, as it is at x
+            scale = math.hypot(1, now.sigma)
+            slope = slope / scale + now.sigma / scale**2 * x
         x = x + (after.sigma - now.sigma) * slope
     return x
 

@@ -205,8 +205,6 @@ def check_options(sampler: str, options: Mapping[str, object]) -> None:
     known = SAMPLERS[sampler].options
     for key, value in options.items():
         if key not in known:
-            if not known:
-                raise RequestError(f"options.{key}: sampler {sampler!r} has no options")
             raise RequestError(f"options: {unknown(f'option of {sampler}', key, known)}")
         low, high, choices = known[key].low, known[key].high, known[key].choices
         if choices and value not in choices:

@@ -112,7 +112,7 @@ class System:
         side = 4 * self.vae.factor
         latents = torch.cat([self.encode(c.view(1, 3, 1, 1).expand(-1, -1, side, side)).mean for c in colours])
         seen = torch.cat([latents.mean((2, 3)), torch.ones(len(colours), 1)], dim=1)
-        return torch.linalg.lstsq(seen, colours).solution
+        return seen.pinverse() @ colours
 
     def companion(self, name: str) -> "System":
         """Another model in the same precision on the same device, loaded once: the refiner."""
@@ -230,7 +230,7 @@ def preferred_dtype(device: str | torch.device) -> torch.dtype:
 
 def _fetched(repository: str, revision: str | None, variant: str | None) -> Place:
     """The folder in Hugging Face's cache, completed from the hub; safetensors and texts only."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]  # of its progress bar
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
