@@ -56,8 +56,8 @@ class _Uninitialised(TorchFunctionMode):
     """Skips the drawing of random weights: on the meta device it means nothing, but imports for most of a second."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # torch's signature
-        if func in {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}:
-            return args[0]
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
 
