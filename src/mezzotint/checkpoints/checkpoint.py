@@ -4,6 +4,7 @@ What a file is, `detect` says. A folder's configs, and the metadata that `save_f
 before the published sizes, so that models of any size survive in both layouts.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from mezzotint.checkpoints.component import (
     PICKLES,
     SCHEMA,
     STEMS,
+    TOKENIZER_FILES,
     TOKENIZERS,
     Checkpoint,
     Component,
@@ -33,10 +35,11 @@ from mezzotint.checkpoints.component import (
 from mezzotint.checkpoints.detect import detect
 from mezzotint.checkpoints.detection import Detection, Objective, Reason
 from mezzotint.checkpoints.fields import Fields
-from mezzotint.checkpoints.files import Header, is_pickle, read_header, read_sharded, read_state, weight_files
-from mezzotint.checkpoints.quarantine import to_safetensors
+from mezzotint.checkpoints.files import Header, atomic, read_header, read_sharded, read_state, weight_files
+from mezzotint.checkpoints.quarantine import cache_folder, is_pickle, to_safetensors
 from mezzotint.checkpoints.save import Report, save_file, save_folder
 from mezzotint.checkpoints.scheduler import CLASSES, SchedulerConfig
+from mezzotint.checkpoints.signatures import RULES
 from mezzotint.checkpoints.translate import Config, apply_all, prefixed, used
 from mezzotint.errors import CheckpointError, unknown
 from mezzotint.models.clip import TextConfig
@@ -157,6 +160,7 @@ def _read_file(path: Path, preset: str | None, objective: Objective | None) -> C
     if modelspec := {key: text for key, text in header.metadata.items() if key.startswith("modelspec.")}:
         info["modelspec"] = modelspec
     text = tuple(components[role] for role in TOKENIZERS if role in components)
+    vocabularies = _object(info.pop("tokenizers", None))
     return Checkpoint(
         preset=preset,
         objective=objective,
@@ -165,7 +169,7 @@ def _read_file(path: Path, preset: str | None, objective: Objective | None) -> C
         text=text,
         image=components.get("image_encoder"),
         scheduler=replace(scheduler, prediction_type=objective),
-        tokenizers=(None,) * len(text),
+        tokenizers=tuple(_unpacked(_object(vocabularies.get(component.role))) for component in text),
         image_noise=None if mean is None or std is None else (mean, std),
         extras=extras,
         detection=detection,
@@ -273,6 +277,20 @@ def _pickle(folder: Path, role: str, variant: str | None) -> Path | None:
     return path if path.is_file() and not any(folder.glob(f"{STEMS[role]}*.safetensors*")) else None
 
 
+def _unpacked(texts: Mapping[str, object]) -> Path | None:
+    """A folder in the cache with the tokenizer that a single file carries; None if it carries none."""
+    own = {name: text for name, text in texts.items() if name in TOKENIZER_FILES and isinstance(text, str)}
+    if not own:
+        return None
+    key = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+    folder = cache_folder() / "tokenizers" / key
+    for name, text in own.items():
+        if not (folder / name).is_file():
+            with atomic(folder / name) as file:
+                file.write(text.encode())
+    return folder
+
+
 def _safe(path: Path) -> Path:
     """The file itself, or what the quarantine made of a pickle; content decides, not the name."""
     return to_safetensors(path) if is_pickle(path) else path
@@ -311,6 +329,7 @@ def _detected(header: Header, preset: str | None, info: Mapping[str, object]) ->
             component="checkpoint",
             title=names.PRESETS[name].title,
             preset=name,
+            variant=next((rule.variant for rule in RULES if rule.preset == name), "text"),
             objective=said or names.PRESETS[name].objective,
             layout="ldm",
             reason=Reason(rule, f"preset = {name!r}", "likely"),

@@ -30,6 +30,14 @@ STEMS = {
 }
 PICKLES = {"diffusion_pytorch_model": "diffusion_pytorch_model", "model": "pytorch_model"}  # stems of older folders
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 HINTS = ("sample_size", "upcast_attention", "force_upcast")  # config keys that matter to users of a folder, not to us
 
 

@@ -265,15 +265,6 @@ def write_json(path: str | Path, value: Mapping[str, object]) -> None:
         file.write((json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
-def is_pickle(path: str | Path) -> bool:
-    """Whether a file is in one of PyTorch's pickle formats, whatever its name is."""
-    path = Path(path)
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
-
-
 def sha256_of(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file. Raises: CheckpointError if it cannot be read."""
     try:

@@ -17,6 +17,7 @@ from mezzotint.models.vae import VAEConfig
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
+EMA = "model_ema."
 
 _RES = modules(
     [
@@ -124,4 +125,4 @@ def image_map(config: ImageConfig) -> KeyMap:
 
 def ema_map(config: UNetConfig) -> KeyMap:
     """Entries of the averaged U-Net in a single file: its names lost their dots."""
-    return renamed(unet_map(config), lambda key: "model_ema." + f"diffusion_model.{key}".replace(".", ""))
+    return renamed(unet_map(config), lambda key: EMA + f"diffusion_model.{key}".replace(".", ""))

@@ -27,6 +27,7 @@ from mezzotint.checkpoints.component import (
     INFO,
     SCHEMA,
     STEMS,
+    TOKENIZER_FILES,
     TOKENIZERS,
     Checkpoint,
     Component,
@@ -71,14 +72,6 @@ _ARCHITECTURES = {  # first match: ModelSpec's architecture and implementation
     "sd2": ("stable-diffusion-v2-512", "https://github.com/Stability-AI/stablediffusion"),
     "": ("stable-diffusion-v1", "https://github.com/CompVis/stable-diffusion"),
 }
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 _HASH = "modelspec.hash_sha256"
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
@@ -146,11 +139,6 @@ def save_file(
         tensors=len(tensors) + len(kept),
         kept=tuple(kept),
         dropped=tuple(key for key in extras if key not in kept),
-        notes=tuple(
-            f"{folder}: a single file has no place for a vocabulary; CLIP's own will be used with it"
-            for folder in checkpoint.tokenizers
-            if folder is not None and _is_own(folder)
-        ),
     )
 
 
@@ -248,7 +236,7 @@ def _write_tokenizer(folder: Path, source: Path | None, config: Config) -> None:
     """A copy of the tokenizer's files, or CLIP's own with the padding of this tower."""
     folder.mkdir(parents=True)
     if source is not None:
-        for name in _TOKENIZER_FILES:
+        for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
         return
@@ -275,11 +263,16 @@ def _vocabulary() -> dict[str, int]:
     return {word: i for i, word in enumerate(words)}
 
 
-def _is_own(folder: Path) -> bool:
-    """Whether a tokenizer has another vocabulary than CLIP's."""
+def _own_tokenizer(folder: Path) -> dict[str, str]:
+    """The files of a tokenizer that is not CLIP's own: a single file carries them in its metadata."""
     if (folder / "vocab.json").is_file():
-        return read_json(folder / "vocab.json") != _vocabulary()
-    return Fields.of(folder / "tokenizer.json").nested("model").get("vocab") != _vocabulary()
+        vocabulary: object = read_json(folder / "vocab.json")
+    else:
+        vocabulary = Fields.of(folder / "tokenizer.json").nested("model").values.get("vocab")
+    if vocabulary == _vocabulary():
+        return {}
+    there = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return {name: (folder / name).read_text("utf-8") for name in there}
 
 
 def _preprocessor(config: ImageConfig) -> dict[str, object]:
@@ -376,17 +369,20 @@ def _metadata(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
     info = {key: value for key, value in _info(checkpoint).items() if key != "modelspec"}
     is_sized = not checkpoint.preset.startswith("sd2-unclip")
     info["components"] = {role: config_json(p, is_sized=is_sized) for role, p in checkpoint.components.items()}
+    folders = dict(zip([part.role for part in checkpoint.text], checkpoint.tokenizers, strict=True))
+    if own := {role: texts for role, folder in folders.items() if folder and (texts := _own_tokenizer(folder))}:
+        info["tokenizers"] = own
     info["scheduler"] = json.loads(checkpoint.scheduler.to_json())
     start = next(start for start in _ARCHITECTURES if checkpoint.preset.startswith(start))
     architecture, implementation = _ARCHITECTURES[start]
-    defaults = names.PRESETS[checkpoint.preset]
+    hinted = _hints(checkpoint).get("vae", {}).get("sample_size", names.PRESETS[checkpoint.preset].width)
     spec = {
         "modelspec.title": path.stem,
         **{key: text for key, text in said.items() if isinstance(text, str)},
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": architecture,
         "modelspec.implementation": implementation,
-        "modelspec.resolution": f"{defaults.width}x{defaults.height}",
+        "modelspec.resolution": f"{hinted}x{hinted}",
         "modelspec.prediction_type": "v" if checkpoint.objective == "v_prediction" else checkpoint.objective,
     }
     return spec | {"format": "pt", Path(INFO).stem: json.dumps(info, sort_keys=True)}
