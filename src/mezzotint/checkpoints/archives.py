@@ -65,13 +65,12 @@ def convert(source: BinaryIO, target: BinaryIO) -> dict[str, str]:
     source.seek(0)
     if not size:
         raise Refused("the file is empty", "byte 0")
-    with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        content = _read_zip(source, mapped) if mapped[:4] == b"PK\x03\x04" else _read_sequence(mapped)
-        tensors, metadata = _named(content.value)
-        if sum(tensor.elements * tensor.storage.itemsize for tensor in tensors.values()) > largest_result(size):
-            raise Refused("its tensors together are far larger than the file", "sizes of the tensors")
-        with memoryview(mapped) as data:
-            _write(target, tensors, metadata, content.spans, data)
+    mapped = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)  # never closed: an error may hold views of it
+    content = _read_zip(source, mapped) if mapped[:4] == b"PK\x03\x04" else _read_sequence(mapped)
+    tensors, metadata = _named(content.value)
+    if sum(tensor.elements * tensor.storage.itemsize for tensor in tensors.values()) > largest_result(size):
+        raise Refused("its tensors together are far larger than the file", "sizes of the tensors")
+    _write(target, tensors, metadata, content.spans, memoryview(mapped))
     return metadata
 
 

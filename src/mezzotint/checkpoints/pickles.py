@@ -12,7 +12,8 @@ import mmap
 import pickletools
 import struct
 from collections.abc import Callable
-from typing import BinaryIO, NamedTuple, TypeGuard, cast
+from dataclasses import dataclass
+from typing import BinaryIO, TypeGuard, cast
 
 MAX_INSTRUCTIONS = 10_000_000
 MAX_RANK = 8
@@ -75,7 +76,8 @@ class Refused(Exception):
         self.what, self.where = what, where
 
 
-class Global(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Global:
     """A name that the pickle asked for. It stays a name."""
 
     name: str
@@ -89,7 +91,8 @@ class Inert:
         self.state: object = None
 
 
-class Storage(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Storage:
     """A run of elements somewhere in the file, under the key that the pickle gives it."""
 
     key: str
@@ -98,7 +101,8 @@ class Storage(NamedTuple):
     elements: int
 
 
-class Tensor(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tensor:
     """A view of a storage; offset and stride in elements."""
 
     storage: Storage
@@ -252,7 +256,7 @@ def _pairs(items: list[object]) -> dict[object, object]:
     if len(items) % 2:
         raise Refused("a dictionary with a key too many")
     for key in items[::2]:
-        if not isinstance(key, str | int | float | bytes | Inert) and key is not None and type(key) is not Global:
+        if not isinstance(key, str | int | float | bytes | Inert | Global) and key is not None:
             raise Refused(f"a dictionary key of kind {kind_of(key)}")
     return dict(zip(items[::2], items[1::2], strict=True))
 

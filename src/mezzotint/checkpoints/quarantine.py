@@ -19,7 +19,7 @@ from mezzotint.checkpoints.detection import refusal
 from mezzotint.checkpoints.files import atomic, read_header, sha256_of
 from mezzotint.errors import CheckpointError
 
-SUFFIXES = {".ckpt", ".pt", ".pth", ".bin"}
+SUFFIXES = {".ckpt", ".pt", ".pth", ".th", ".bin"}
 WAIT_S = 120  # and one second more for every 4 MB: a slow disk is not an attack
 
 # The child has the standard library and, behind it, this package: -S leaves out everything else that is installed.
@@ -39,18 +39,18 @@ def cache_folder() -> Path:
 
 
 def is_pickle(path: str | Path) -> bool:
-    """Whether a file goes through the quarantine, by its name: formats that may hold a pickle."""
-    return Path(path).suffix.lower() in SUFFIXES
+    """Whether a file goes through `to_safetensors`: by its name, unless it is a safetensors file under a wrong one.
 
-
-def is_pickle(path: str | Path) -> bool:
-    """Whether a file has to go through `to_safetensors`: by its first bytes, whatever its name says."""
-    try:
-        with Path(path).open("rb") as file:
-            start = file.read(9)
-    except OSError:  # whoever reads it next says why
+    The reverse, a pickle named .safetensors, is refused by whoever reads it: that name is a promise.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
         return False
-    return start.startswith(b"PK\x03\x04") or (start.startswith(b"\x80") and start[8:] != b"{")
+    try:
+        with path.open("rb") as file:
+            return file.read(9)[8:] != b"{"
+    except OSError:  # whoever reads it next says why
+        return True
 
 
 def to_safetensors(path: str | Path) -> Path:
@@ -80,8 +80,9 @@ def _convert(path: Path, source: int, target: int) -> None:
     """Run the child on two open files. Raises: CheckpointError with its reason."""
     root = Path(mezzotint.__file__).parent.parent
     wait = WAIT_S + os.fstat(source).st_size // (4 << 20)
-    with tempfile.TemporaryDirectory(prefix="mezzotint-") as empty:
-        child = subprocess.Popen(
+    with (
+        tempfile.TemporaryDirectory(prefix="mezzotint-") as empty,
+        subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", "-c", _START, str(root), str(source), str(target)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -90,21 +91,21 @@ def _convert(path: Path, source: int, target: int) -> None:
             cwd=empty,
             env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},  # for Python itself
             start_new_session=True,
-        )
+        ) as child,
+    ):
         try:
             answer, _ = child.communicate(timeout=wait)
         except subprocess.TimeoutExpired:
             raise _refused(path, f"reading it took more than {wait} s", "") from None
         finally:
             child.kill()
-            child.wait()
     if child.returncode != 0:
         raise _refused(path, *_reason(child.returncode, answer))
 
 
 def _reason(code: int, answer: bytes) -> tuple[str, str]:
     """What the child found and where, or how it ended."""
-    with contextlib.suppress(ValueError, KeyError):
+    with contextlib.suppress(ValueError, KeyError, TypeError):
         said = json.loads(answer)
         return said["what"], said["where"]
     cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
