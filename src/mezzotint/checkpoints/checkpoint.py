@@ -329,7 +329,7 @@ def _detected(header: Header, preset: str | None, info: Mapping[str, object]) ->
             component="checkpoint",
             title=names.PRESETS[name].title,
             preset=name,
-            variant=next((rule.variant for rule in RULES if rule.preset == name), "text"),
+            variant=next((rule.variant for rule in RULES if rule.preset == name), None),
             objective=said or names.PRESETS[name].objective,
             layout="ldm",
             reason=Reason(rule, f"preset = {name!r}", "likely"),
