@@ -10,7 +10,6 @@ import signal
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from mezzotint.cli.convert import convert
@@ -23,12 +22,13 @@ from mezzotint.cli.samplers import samplers
 from mezzotint.cli.vary import vary
 from mezzotint.errors import ConfigError, MezzotintError, RequestError
 
+# click's, of which recent versions of typer carry their own copy
+UsageError: type[typer.BadParameter] = typer.BadParameter.__bases__[0]  # pyright: ignore[reportAssignmentType]
 FAILED, WRONG_REQUEST, RESUMABLE, INTERRUPTED = 1, 2, 75, 130
 
 app = typer.Typer(
     name="mezzotint",
     help="The Stable Diffusion family: generate, train, measure, explain, serve.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -53,14 +53,14 @@ def options(
 
 def run(arguments: list[str] | None = None) -> None:
     """Entry point of the command: runs a verb and exits with its code; errors are one to three lines on stderr."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     # SIGTERM ends a verb as Ctrl-C does, so that nothing half-written stays behind; `train` installs its own
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(arguments, prog_name="mezzotint", standalone_mode=False)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted", INTERRUPTED)
-    except click.UsageError as error:
+    except UsageError as error:
         code = _fail(error.format_message(), WRONG_REQUEST)
     except BrokenPipeError:  # the reader of our output, head for one, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

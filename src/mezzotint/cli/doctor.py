@@ -1,0 +1,97 @@
+"""`mezzotint doctor`: what this machine and this installation can do, and what would slow them down."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mezzotint.cli.console import print_json, table, warn
+
+PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "pillow", "pydantic")
+FEATURES = ("amx_tile", "amx_bf16", "amx_int8", "avx512f", "avx512_bf16", "avx2")
+BYTES_SDXL = 9 * 2**30  # SDXL's weights in bfloat16 and room to work
+
+
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
+) -> None:
+    """Report versions, processor, memory, chosen dtype and anything that would slow this machine down.
+
+    Example: mezzotint doctor --json
+    """
+    findings, warnings = examine()
+    if json:
+        print_json({**findings, "warnings": warnings})
+        return
+    table(None, ("", ""), [(key, str(value)) for key, value in findings.items()])
+    for warning in warnings:
+        warn(warning)
+
+
+def examine() -> tuple[dict[str, object], list[str]]:
+    """What `doctor` reports, as data, and what would slow this machine down."""
+    import torch
+
+    from mezzotint.pipeline.system import packaged_model, preferred_dtype
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    free = _memory_available()
+    warnings: list[str] = []
+    if load > cores / 2:
+        warnings.append(
+            f"other work keeps {load:.1f} of {cores} cores busy: with {torch.get_num_threads()} threads here, "
+            "steps can be several times slower; wait, or set OMP_NUM_THREADS to the number of idle cores"
+        )
+    if free is not None and free < BYTES_SDXL:
+        warnings.append(f"{free / 2**30:.1f} GiB of memory are available: enough for SD 1.x and 2.x, not for SDXL")
+    findings: dict[str, object] = {
+        "mezzotint": _version("mezzotint"),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "features": [name for name in FEATURES if name in _cpu_flags()],
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "load": load,
+        "memory available": None if free is None else f"{free / 2**30:.1f} GiB",
+        "cuda": torch.cuda.is_available(),
+        "dtype chosen by auto": str(preferred_dtype("cpu")).removeprefix("torch."),
+        "packaged model": str(packaged_model() or "none"),
+        "offline": os.environ.get("HF_HUB_OFFLINE", "0") not in {"0", ""},
+    }
+    return findings, warnings
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _cpuinfo(key: str) -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+
+def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    return set(_cpuinfo("flags").split())
+
+
+def _memory_available() -> int | None:
+    """Bytes that can be used without swapping; None where the system does not say."""
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)

@@ -1,0 +1,82 @@
+"""What every verb that makes pictures does: load a model, run requests one after another, save, tell."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mezzotint.cli.console import print_json, progress_bar, stdout, warn
+from mezzotint.images import check_folder
+from mezzotint.pipeline.request import Request
+
+if TYPE_CHECKING:
+    from mezzotint.pipeline.generate import Result
+    from mezzotint.pipeline.system import System
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Which model, and how it is loaded: the arguments of `mezzotint.load`."""
+
+    path: str
+    dtype: str = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    variant: str | None = None
+    preset: str | None = None
+    objective: str | None = None
+    vae: Path | None = None
+    unclip_stats: Path | None = None
+
+    def load(self) -> "System":
+        """The model, with its networks mapped from the file."""
+        from mezzotint.pipeline.system import load
+
+        return load(**asdict(self))
+
+
+def make(
+    source: Source,
+    wishes: Iterable[Mapping[str, Any]],  # Any: each field has its own type, which Request checks
+    output: Path,
+    *,
+    is_json: bool,
+) -> None:
+    """Carry out requests, given by their fields, with one model; pictures of a request are saved when it is done.
+
+    All requests are checked before the model is loaded, and the folder before any work is done.
+    """
+    requests = [Request(**wish) for wish in wishes]
+    check_folder(output)
+    system = source.load()
+    made: list[dict[str, object]] = []
+    for request in requests:
+        started = time.monotonic()
+        result = run(system, request)
+        paths = result.save(output)
+        seconds = round(time.monotonic() - started, 2)
+        for warning in result.warnings:
+            warn(warning)
+        for path, seed in zip(paths, result.seeds, strict=True):
+            made.append({"path": str(path), "prompt": request.prompt, "seed": seed, "warnings": list(result.warnings)})
+            if not is_json:
+                stdout.print(str(path), soft_wrap=True, markup=False)
+        made[-1]["seconds"] = seconds
+    if is_json:
+        print_json(made)
+
+
+def run(system: "System", request: Request) -> "Result":
+    """The result of one request, with a live bar on the terminal."""
+    from mezzotint.pipeline.generate import stream
+
+    running = stream(system, request)
+    with progress_bar() as bar:
+        task = bar.add_task(request.prompt[:40] or "picture", total=None)
+        try:
+            for progress in running:
+                bar.update(task, completed=progress.evaluation, total=progress.evaluations)
+        finally:
+            running.close()
+    return running.result
