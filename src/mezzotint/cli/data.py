@@ -27,7 +27,7 @@ def build(
     limit: Annotated[int | None, typer.Option(min=1, help="Draw only the first so many.")] = None,
     is_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
-    """Fetch pinned open packages from npm, draw them and write captions: the set that the packaged model learnt from."""
+    """Fetch pinned open packages from npm, draw and caption them: the set that the packaged model learnt from."""
     if name != "icons":
         raise ConfigError(f"unknown set {name!r}; one of: icons")
     from mezzotint.data.icons import build as build_icons

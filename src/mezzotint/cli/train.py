@@ -15,8 +15,12 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A packaged recipe (icons-autoencoder, icons-clip, …) or a YAML file.")],
     data: Annotated[Path, typer.Option(help="Picture set: a folder or a .parquet file.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log.jsonl, sheets, export.")],
-    resume: Annotated[Literal["auto", "never"], typer.Option(help="auto continues the run in --out if there is one.")] = "auto",
-    changes: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: key=value, dotted; repeatable.")] = None,
+    resume: Annotated[
+        Literal["auto", "never"], typer.Option(help="auto continues the run in --out if there is one.")
+    ] = "auto",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: key=value, dotted; repeatable.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads; default all.")] = None,
 ) -> None:
     """Train a network by a recipe. SIGTERM saves and exits with 75; the same command then continues, bit for bit.

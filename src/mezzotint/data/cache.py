@@ -1,19 +1,19 @@
 """Tensors computed once and kept on disk under a key that covers everything they depend on.
 
-A cache file is one safetensors file per shard, written to a temporary name and renamed, so that a half-written one is
-never read and an interrupted computation continues at the first missing shard.
+A cache is one safetensors file per shard; each appears complete or not at all, so an interrupted computation continues
+at the first missing shard.
 """
 
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from mezzotint.checkpoints.files import read_state, write_state
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,6 @@ def cached(folder: Path, depends_on: Mapping[str, object], count: int, compute: 
         if not path.exists():
             rows = range(start, min(start + SHARD, count))
             log.info("computing %s rows %d to %d of %d", depends_on.get("what", "cache"), rows.start, rows.stop, count)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            save_file({"rows": compute(rows).contiguous()}, partial, metadata={"depends_on": said})
-            partial.replace(path)
-        shards.append(load_file(path)["rows"])
+            write_state(path, {"rows": compute(rows)}, {"depends_on": said})
+        shards.append(read_state(path)["rows"])
     return torch.cat(shards)

@@ -10,7 +10,16 @@ from PIL import Image
 MIN_DRAWN = 256  # resvg clips filter regions at whole pixels: draw large, then reduce
 
 # Upper end of the hue (degrees) that a colour name covers; red closes the circle.
-HUES = ((14, "red"), (42, "orange"), (66, "yellow"), (168, "green"), (255, "blue"), (300, "purple"), (345, "pink"), (361, "red"))
+HUES = (
+    (14, "red"),
+    (42, "orange"),
+    (66, "yellow"),
+    (168, "green"),
+    (255, "blue"),
+    (300, "purple"),
+    (345, "pink"),
+    (361, "red"),
+)
 
 
 def svg_document(icon: Mapping[str, Any], pixels: int, ink: str | None) -> str:
@@ -18,7 +27,7 @@ def svg_document(icon: Mapping[str, Any], pixels: int, ink: str | None) -> str:
     left, top, width, height = icon.get("left", 0), icon.get("top", 0), icon.get("width", 16), icon.get("height", 16)
     side = max(width, height)
     body = str(icon["body"])
-    turns = []
+    turns: list[str] = []
     if icon.get("rotate"):
         turns.append(f"rotate({90 * icon['rotate']} {width / 2} {height / 2})")
     if icon.get("hFlip"):

@@ -101,7 +101,8 @@ class Emoji:
         for code, name in sorted(chars.items()):
             if name in known and code_points(code) not in codes.values():
                 codes.setdefault(name, code_points(code))
-        for name in [] if chars else icons:
+        unplaced: Sequence[str] = () if chars else icons
+        for name in unplaced:
             label = aliases.get(name, "")
             code = self.by_label.get(compact(label)) if label else None
             for form in (compact(name), compact(re.sub(r"-\d+$", "", name))):
@@ -128,7 +129,7 @@ class Nouns:
                 self._first[fields[0]] = files[fields[4 + int(fields[3]) + 2]]
 
     def kind(self, name: str) -> str | None:
-        """Kind of thing that a hyphenated name shows, from its longest and last known words; None if none is visible."""
+        """Kind of thing that a hyphenated name shows, by its longest and last known words; None if none is visible."""
         words = name.split("-")
         for length in range(min(3, len(words)), 0, -1):
             for start in range(len(words) - length, -1, -1):
@@ -138,6 +139,12 @@ class Nouns:
         return None
 
     def _kind_of(self, word: str) -> str | None:
-        forms = (word, word.rstrip("s"), re.sub("ies$", "y", word), re.sub("es$", "", word), re.sub("men$", "man", word))
+        forms = (
+            word,
+            word.rstrip("s"),
+            re.sub("ies$", "y", word),
+            re.sub("es$", "", word),
+            re.sub("men$", "man", word),
+        )
         sense = next((self._first[form] for form in forms if form in self._first), None)
         return VISIBLE.get(sense) if sense is not None else None

@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +93,13 @@ class Sources:
 def sources() -> Sources:
     """The packaged description of the icon set."""
     root = resources.files("mezzotint.recipes") / "icons"
-    said = yaml.safe_load((root / "sources.yaml").read_text("utf-8"))
-    names = yaml.safe_load((root / "names.yaml").read_text("utf-8"))
+    said: dict[str, Any] = yaml.safe_load((root / "sources.yaml").read_text("utf-8"))
+    names: dict[str, Any] = yaml.safe_load((root / "names.yaml").read_text("utf-8"))
     groups = {key: frozenset(names[key]) for key in ("signs", "symbols", "mass", "singular")}
     return Sources(
         packages={name: Package(name=name, **pin) for name, pin in said["packages"].items()},
         styles={
-            name: Style(name=name, **{**style, "phrases": tuple(style["phrases"])})
+            name: Style(name=name, **(style | {"phrases": tuple(style["phrases"])}))
             for name, style in said["styles"].items()
         },
         inks=said["inks"],
@@ -146,6 +146,12 @@ def _icons(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: {**defaults, **icon} for name, icon in said["icons"].items()}
 
 
+def _chars(folder: Path) -> dict[str, str]:
+    """Names of drawings by code point, as far as the package says."""
+    path = folder / "chars.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
 def _unicode_drawings(style: Style, known: Sources, cache: Path, emoji: Emoji) -> Iterator[Drawing]:
     """One drawing per emoji, in one skin tone besides yellow; family groups thinned to a quarter."""
     folder = known.folder(style.package, cache)
@@ -156,9 +162,9 @@ def _unicode_drawings(style: Style, known: Sources, cache: Path, emoji: Emoji) -
     else:
         pictures = {}
         icons = _icons(folder)
-        chars = json.loads((folder / "chars.json").read_text("utf-8")) if (folder / "chars.json").exists() else {}
+        chars = _chars(folder)
         if not chars and style.name == "fluent":  # ships none, and draws under the names of the flat set
-            chars = json.loads((known.folder(known.styles["fluent-flat"].package, cache) / "chars.json").read_text())
+            chars = _chars(known.folder(known.styles["fluent-flat"].package, cache))
         codes = emoji.codes_of(sorted(icons), chars, known.aliases.get(style.name, {}))
     for name, code in codes.items():
         found = emoji.find(code)
@@ -226,15 +232,16 @@ def _inked(drawing: Drawing, style: Style, known: Sources, by: str) -> Iterator[
     yield replace(drawing, ink=inks[choice("col", by, style.name, of=len(inks))])
 
 
-def build(out: Path, *, size: int, cache: Path, styles: Iterable[str] | None = None, limit: int | None = None) -> dict[str, Any]:
+def build(
+    out: Path, *, size: int, cache: Path, styles: Iterable[str] | None = None, limit: int | None = None
+) -> dict[str, Any]:
     """Write train.parquet, heldout.parquet and card.json; the card. `limit` draws only the first so many.
 
     Raises: MezzotintError if resvg or pyarrow is missing, a package cannot be had, or a held-out picture is lost.
     """
     try:
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-        import resvg_py  # noqa: F401  (drawing.py needs it; say so before anything is fetched)
+        arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+        import_module("resvg_py")  # drawing.py needs it: say so before anything is fetched
     except ImportError as error:
         raise MezzotintError(f"{error.name} is needed to build the icon set; pip install 'mezzotint[train]'") from error
     known = sources()

@@ -43,11 +43,11 @@ class Order:
         if self.groups is None:
             return mixed
         members: dict[Hashable, list[int]] = defaultdict(list)
-        for sample in mixed.tolist():
+        for sample in map(int, mixed):
             members[self.groups[sample]].append(sample)
         chunks = [listed[i : i + GROUP] for listed in members.values() for i in range(0, len(listed), GROUP)]
-        mixed_chunks = torch.randperm(len(chunks), generator=keyed(self.seed, "groups", epoch)).tolist()
-        return torch.tensor([sample for chunk in mixed_chunks for sample in chunks[chunk]])
+        shuffled = torch.randperm(len(chunks), generator=keyed(self.seed, "groups", epoch))
+        return torch.tensor([sample for chunk in shuffled for sample in chunks[int(chunk)]])
 
     def samples(self, start: int, count: int) -> list[int]:
         """Samples at positions start … start + count - 1."""

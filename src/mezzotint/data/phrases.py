@@ -80,7 +80,14 @@ def toned(concept: str, tone: str) -> str:
 
 
 def captions(
-    concept: str, styles: Sequence[str], *, ink: str, colors: Sequence[str], keywords: Sequence[str], seed: int, words: Words
+    concept: str,
+    styles: Sequence[str],
+    *,
+    ink: str,
+    colors: Sequence[str],
+    keywords: Sequence[str],
+    seed: int,
+    words: Words,
 ) -> tuple[str, ...]:
     """Ways to say what a picture shows, the plainest with its style first; the last names no style at all.
 

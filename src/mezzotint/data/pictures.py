@@ -1,7 +1,7 @@
 """Captioned picture sets: a parquet file, a folder with metadata.jsonl, or pictures with .txt captions beside them.
 
-Columns: `key`, `captions` (or `caption`, `text`), `image` (parquet: bytes or {"bytes", "path"}) or `file_name`; all other
-text columns are kept for `select`. A picture that cannot be decoded is logged once and replaced by the next that can.
+Columns: `key`, `captions` (or `caption`, `text`), `image` (parquet: bytes or {"bytes", "path"}) or `file_name`; all
+other text columns are kept for `select`. A picture that cannot be decoded is logged and replaced by the next that can.
 """
 
 import hashlib
@@ -11,6 +11,8 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,7 +108,7 @@ def decoded(data: bytes, size: int) -> UInt8[Tensor, "3 s s"]:
     if flat.size != (size, size):
         kernel = Image.Resampling.BOX if side % size == 0 else Image.Resampling.LANCZOS
         flat = flat.resize((size, size), kernel, box=(left, top, left + side, top + side))
-    return torch.from_numpy(np.array(flat.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return torch.as_tensor(np.array(flat.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def read_pictures(path: Path) -> PictureSet:
@@ -139,16 +141,15 @@ def _picture(row: Mapping[str, Any], key: str, read: Callable[[], bytes]) -> Pic
 
 def _parquet(path: Path) -> list[Picture]:
     try:
-        import pyarrow.parquet as parquet
+        parquet = import_module("pyarrow.parquet")
     except ImportError as error:
         raise MezzotintError("pyarrow is needed to read parquet; pip install 'mezzotint[train]'") from error
     rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()  # Any: whatever the columns are
-    pictures: list[Picture] = []
-    for row in rows:
-        image = row["image"]
-        data: bytes = image["bytes"] if isinstance(image, dict) else image
-        pictures.append(_picture(row, f"{path.stem}-{len(pictures)}", lambda data=data: data))
-    return pictures
+    return [_picture(row, f"{path.stem}-{i}", partial(_bytes_of, row["image"])) for i, row in enumerate(rows)]
+
+
+def _bytes_of(image: Any) -> bytes:  # Any: a binary column, or Hugging Face's {"bytes", "path"}
+    return image if isinstance(image, bytes) else image["bytes"]
 
 
 def _metadata(folder: Path) -> list[Picture]:

@@ -49,7 +49,9 @@ def objective(name: str, schedule: NoiseSchedule) -> Objective:
     return OBJECTIVES[name]
 
 
-def target(name: str, schedule: NoiseSchedule, x0: Float[Tensor, "b *chw"], noise: Tensor, t: Int[Tensor, "b"]) -> Tensor:
+def target(
+    name: str, schedule: NoiseSchedule, x0: Float[Tensor, "b *chw"], noise: Tensor, t: Int[Tensor, "b"]
+) -> Tensor:
     """What the network should say at training steps `t`."""
     signal, spread = schedule.coefficients(t, x0)
     return objective(name, schedule).target(signal, spread, x0, noise)

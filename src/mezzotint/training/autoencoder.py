@@ -51,7 +51,9 @@ class AutoencoderSettings:
 
     def __post_init__(self) -> None:
         if self.model.scaling != 1 or not self.model.has_quant or self.model.latent_mean or self.model.latent_std:
-            raise ConfigError("settings.model: train with scaling 1 and has_quant; the latents' scale is folded in at the end")
+            raise ConfigError(
+                "settings.model: train with scaling 1 and has_quant; the latents' scale is folded in at the end"
+            )
 
 
 class PatchDiscriminator(nn.Module):
@@ -134,7 +136,7 @@ class AutoencoderPart:
 
     def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         """PSNR of held-out pictures from the mode of their latents, in dB (mean over pictures of a peak of 2)."""
-        output = torch.cat([self._decoded(networks, chunk) for chunk in self.held.split(CHUNK)])
+        output = torch.cat([self._decoded(networks, chunk) for chunk in torch.split(self.held, CHUNK)])
         error = (output.clamp(-1, 1) - self.held).square().flatten(1).mean(1)
         return {"psnr": float((10 * torch.log10(4 / error)).mean()), "l1": float((output - self.held).abs().mean())}
 
@@ -152,7 +154,7 @@ class AutoencoderPart:
         network = copy.deepcopy(autoencoder_of(networks))
         with torch.no_grad():
             pixels = self.pictures.pixels(range(min(MEASURED, self.count)), self.size)
-            latents = torch.cat([network.encode(as_image(chunk)).mean for chunk in pixels.split(CHUNK)])
+            latents = torch.cat([network.encode(as_image(chunk)).mean for chunk in torch.split(pixels, CHUNK)])
             normalise(network, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
         write_network(folder, "autoencoder", network, network.config)
 
@@ -166,8 +168,9 @@ def autoencoder_of(networks: Mapping[str, nn.Module]) -> AutoencoderKL:
 
 def balance(reconstruction: Tensor, deception: Tensor, last: Tensor) -> Tensor:
     """How much larger the reconstruction's gradient is than the deception's at the last layer, at most 10,000."""
-    norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].float().norm() for loss in (reconstruction, deception)]
-    return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).detach()
+    pulls = [torch.autograd.grad(loss, last, retain_graph=True)[0].float() for loss in (reconstruction, deception)]
+    norms = [pull.square().sum().sqrt() for pull in pulls]
+    return torch.clamp(norms[0] / (norms[1] + 1e-4), max=1e4)
 
 
 @torch.no_grad()
@@ -176,9 +179,12 @@ def normalise(network: AutoencoderKL, mean: Float[Tensor, "k"], std: Float[Tenso
 
     Pictures come back as before; latents have mean 0 and deviation 1; log-variances shift by -2 log std.
     """
-    assert network.quant is not None and network.post_quant is not None
-    size = len(mean)
     quant, post = network.quant, network.post_quant
+    assert quant is not None
+    assert quant.bias is not None
+    assert post is not None
+    assert post.bias is not None
+    size = len(mean)
     quant.weight[:size] /= std[:, None, None, None]
     quant.bias[:size] = (quant.bias[:size] - mean) / std
     quant.bias[size:] -= 2 * std.log()

@@ -51,7 +51,9 @@ class ClipPart:
         self.seed, self.size = config.seed, config.data.resolution
         self.settings = parse(ClipSettings, config.settings, "recipe.settings")
         if self.settings.image.size != self.size:
-            raise ConfigError(f"settings.image.size {self.settings.image.size} → {self.size} (data.resolution) expected")
+            raise ConfigError(
+                f"settings.image.size {self.settings.image.size} → {self.size} (data.resolution) expected"
+            )
         train, self.held = read_split(inputs, config.data)
         self.pictures = PictureSet(train.pictures + self.held.pictures) if self.settings.sees_held_out else train
         self.count = len(self.pictures)
@@ -70,7 +72,8 @@ class ClipPart:
         found = (tokenizer.engine.get_vocab_size(), tokenizer.bos, tokenizer.eos)
         if found != (text.vocabulary, text.bos, text.eos):
             raise ConfigError(
-                f"settings.text: vocabulary, bos, eos {(text.vocabulary, text.bos, text.eos)} → {found} learnt from the captions"
+                f"settings.text: vocabulary, bos, eos {(text.vocabulary, text.bos, text.eos)} → "
+                f"{found} learnt from the captions"
             )
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Batch) -> Loss | None:
@@ -91,13 +94,15 @@ class ClipPart:
         return captions[int(torch.randint(len(captions), (), generator=keyed(self.seed, "caption", position)))]
 
     def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
-        """Share of held-out captions whose own picture is the nearest, and among the nearest 5, of all held-out ones."""
+        """Share of held-out captions whose own picture is the nearest, or among the nearest 5, of all held out."""
         network = clip_of(networks)
         dtype = network.logit_scale.dtype
         pixels = self.held.pixels(range(len(self.held)), self.size)
         ids = padded_ids(self.tokenizer, [picture.captions[0] for picture in self.held.pictures])
-        images = torch.cat([network.image(normalised(chunk).to(dtype)).embedding for chunk in pixels.split(CHUNK)])
-        texts = torch.cat([network.text(chunk).pooled for chunk in ids.split(CHUNK)])
+        images = torch.cat(
+            [network.image(normalised(chunk).to(dtype)).embedding for chunk in torch.split(pixels, CHUNK)]
+        )
+        texts = torch.cat([network.text(chunk).pooled for chunk in torch.split(ids, CHUNK)])
         scores = F.normalize(texts.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T
         rank = (scores > scores.diagonal()[:, None]).sum(1)
         return {"hit@1": float((rank < 1).float().mean()), f"hit@{TRIES}": float((rank < TRIES).float().mean())}

@@ -6,6 +6,7 @@ mistyped setting never trains silently with its default.
 
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -94,8 +95,6 @@ class TrainConfig:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: a pure function, so nothing about it needs to be saved."""
-        import math
-
         rate, last = self.learning_rate, self.max_train_steps
         if step < self.lr_warmup_steps:
             return rate * (step + 1) / self.lr_warmup_steps
@@ -113,7 +112,8 @@ class TrainConfig:
             "max_train_steps", "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "validation_steps",
             "validation_prompts", "snapshot_steps", "needs", "lr_decay_steps",
         }  # fmt: skip
-        kept = {name: value for name, value in asdict(self).items() if name not in free}
+        defaults = {f.name: f.default for f in fields(self)}  # left out, so that new settings change no old hash
+        kept = {name: value for name, value in asdict(self).items() if name not in free and value != defaults[name]}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,8 +1,8 @@
 """Averages of the weights: the power-function family with a choice of length afterwards, and the classic decay.
 
-A power average of exponent g weighs the weights at time tau by tau^g: beta(t) = (1 - 1/t)^(g + 1). Its length is a fixed
-share of the run, so it needs no warm-up. From stored snapshots of two exponents, the average of any other length is a
-linear combination whose coefficients solve a small least-squares problem (`choose`).
+A power average of exponent g weighs the weights at time tau by tau^g: beta(t) = (1 - 1/t)^(g + 1). Its length is a
+fixed share of the run, so it needs no warm-up. From stored snapshots of two exponents, the average of any other length
+is a linear combination whose coefficients solve a small least-squares problem (`choose`).
 
 Source: Karras et al. 2024, arXiv:2312.02696, section 3 and appendix C.
 """
@@ -33,10 +33,14 @@ def decay(config: EmaConfig, step: int) -> float:
 @torch.no_grad()
 def update(averages: list[Tensor], weights: list[Tensor], config: EmaConfig, step: int) -> None:
     """Move the averages towards the weights, in place."""
-    torch._foreach_lerp_(averages, weights, 1 - decay(config, step))  # pyright: ignore[reportPrivateUsage]  # no public name
+    share = 1 - decay(config, step)
+    for average, weight in zip(averages, weights, strict=True):
+        average.lerp_(weight, share)
 
 
-def overlap(t: Float[np.ndarray, "i"], g: Float[np.ndarray, "i"], u: Float[np.ndarray, "j"], h: Float[np.ndarray, "j"]) -> Float[np.ndarray, "i j"]:
+def overlap(
+    t: Float[np.ndarray, "i"], g: Float[np.ndarray, "i"], u: Float[np.ndarray, "j"], h: Float[np.ndarray, "j"]
+) -> Float[np.ndarray, "i j"]:
     """Inner products of power profiles (t, g) and (u, h), each tau^g on [0, t] normalised to area 1. float64."""
     t, g, u, h = t[:, None], g[:, None], u[None, :], h[None, :]
     first = np.minimum(t, u)

@@ -30,12 +30,14 @@ class Journal:
 
     def add(self, step: int, what: str, values: Mapping[str, float], pace: Mapping[str, float]) -> None:
         """One record. `values` are the same whenever the run is repeated; `pace` is not."""
-        record = {"step": step, "what": what, **values, "pace": pace} if pace else {"step": step, "what": what, **values}
+        record = (
+            {"step": step, "what": what, **values, "pace": pace} if pace else {"step": step, "what": what, **values}
+        )
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self._board is not None:
             for name, value in {**values, **pace}.items():
-                self._board.add_scalar(f"{what}/{name}", value, step)
+                self._board.add_scalar(f"{what}/{name}", value, step)  # pyright: ignore[reportUnknownMemberType]  # untyped
             self._board.flush()
 
 

@@ -1,8 +1,8 @@
 """Where forward and backward run: float32 weights themselves, or bfloat16 copies that are made once per step.
 
 Autocast would cast every weight at every use. Copies cost one pass over the weights per step, and gradients come back
-into float32 before anything is accumulated in them. Attention over short sequences is written out as two matrix products,
-because the backward pass of PyTorch's CPU flash attention is several times slower there.
+into float32 before anything is accumulated in them. Attention over short sequences is written out as two matrix
+products, because the backward pass of PyTorch's CPU flash attention is several times slower there.
 """
 
 import copy
@@ -51,23 +51,21 @@ class Working:
         self.masters = masters
         self.is_copy = dtype != torch.float32
         self.networks = (
-            {name: copy.deepcopy(module).to(dtype) for name, module in masters.items()} if self.is_copy else dict(masters)
+            {name: copy.deepcopy(module).to(dtype) for name, module in masters.items()}
+            if self.is_copy
+            else dict(masters)
         )
 
     @torch.no_grad()
     def refresh(self, name: str) -> None:
         """Bring one network up to date with its master."""
         if self.is_copy:
-            self.load(name, list(self.masters[name].parameters()))
-
-    @torch.no_grad()
-    def load(self, name: str, weights: list[Tensor]) -> None:
-        """Put other weights (an average) into the working network; `refresh` or another `load` undoes it."""
-        torch._foreach_copy_(list(self.networks[name].parameters()), weights)  # pyright: ignore[reportPrivateUsage]  # no public name
+            for worker, master in zip(self.networks[name].parameters(), self.masters[name].parameters(), strict=True):
+                worker.copy_(master)
 
     def clear(self) -> None:
         """Forget all gradients."""
-        for network in self.networks.values():
+        for network in (*self.networks.values(), *self.masters.values()):
             network.zero_grad(set_to_none=True)
 
     def collect(self, name: str) -> None:

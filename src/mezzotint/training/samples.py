@@ -25,7 +25,9 @@ def read_split(inputs: Inputs, data: DataConfig) -> tuple[PictureSet, PictureSet
         return train.select(data.where, by=data.by, at_least=data.at_least), held.select(data.where)
     every = read_pictures(inputs.data).select(data.where, by=data.by, at_least=data.at_least)
     is_held = [float(torch.rand((), generator=keyed("held-out", p.key))) < HELD_OUT_SHARE for p in every.pictures]
-    parts = [PictureSet(tuple(p for p, held in zip(every.pictures, is_held, strict=True) if held == side)) for side in (0, 1)]
+    parts = [
+        PictureSet(tuple(p for p, held in zip(every.pictures, is_held, strict=True) if held == side)) for side in (0, 1)
+    ]
     return parts[0], parts[1] if len(parts[1]) else parts[0]
 
 
@@ -37,7 +39,7 @@ def as_image(pixels: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
 def displaced(
     pixels: UInt8[Tensor, "b 3 s s"], generators: Iterable[torch.Generator], *, flips: bool
 ) -> UInt8[Tensor, "b 3 s s"]:
-    """Each picture moved a little over a white ground and, with `flips`, mirrored every second time, by its generator."""
+    """Each picture moved a little on a white ground and, with `flips`, mirrored every second time, by its generator."""
     size = pixels.shape[-1]
     most = size // MOST_SHIFT
     moved: list[Tensor] = []

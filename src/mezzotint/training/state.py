@@ -5,8 +5,6 @@ with the hash and size of every file. It is written under a temporary name, sync
 ones removed: whatever moment the process is killed at, the newest complete checkpoint is intact.
 """
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -15,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mezzotint.checkpoints.files import read_json, read_state, sha256_of, write_json, write_state
 from mezzotint.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 STATE, MANIFEST = "state.safetensors", "manifest.json"
 
 
@@ -48,12 +46,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[
         shutil.rmtree(orphan)
     partial = folder / f".partial-{step:08d}"
     partial.mkdir()
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial / STATE)
-    files = {STATE: {"sha256": _sha256(partial / STATE), "size": (partial / STATE).stat().st_size}}
-    manifest = {"format": FORMAT, "step": step, "files": files, **about}
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-    for path in (partial / STATE, partial / MANIFEST, partial):
-        _sync(path)
+    write_state(partial / STATE, tensors)
+    files = {STATE: sha256_of(partial / STATE)}
+    write_json(partial / MANIFEST, {"format": FORMAT, "step": step, "sha256": files, **about})
     target = folder / f"step-{step:08d}"
     if target.exists():  # damaged: the run continued from an older one
         shutil.rmtree(target)
@@ -74,7 +69,7 @@ def newest(folder: Path) -> Saved | None:
     for path in reversed(complete(folder)):
         try:
             return load(path)
-        except (CheckpointError, OSError, ValueError) as error:
+        except (CheckpointError, OSError) as error:
             log.warning("%s is passed over: %s", path, error)
     return None
 
@@ -82,24 +77,22 @@ def newest(folder: Path) -> Saved | None:
 def load(path: Path) -> Saved:
     """The checkpoint in a folder, after verifying every file.
 
-    Raises: CheckpointError if a file is not what the manifest says, or the format is newer.
+    Raises: CheckpointError if a file is not what the manifest says, or the format is another.
     """
-    about = json.loads((path / MANIFEST).read_text("utf-8"))
-    if about["format"] != FORMAT:
-        raise CheckpointError(f"{path}: format {about['format']} → {FORMAT} expected")
-    for name, file in about["files"].items():
-        if _sha256(path / name) != file["sha256"]:
+    about: dict[str, Any] = read_json(path / MANIFEST)
+    if about.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format {about.get('format')} → {FORMAT} expected")
+    for name, expected in about["sha256"].items():
+        if sha256_of(path / name) != expected:
             raise CheckpointError(f"{path / name}: damaged (its SHA-256 is not that of the manifest)")
-    return Saved(step=about["step"], tensors=load_file(path / STATE), about=about)
+    # Copies: tensors of a memory-mapped file would keep it on disk after it is pruned.
+    tensors = {name: tensor.clone() for name, tensor in read_state(path / STATE).items()}
+    return Saved(step=about["step"], tensors=tensors, about=about)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _sync(folder: Path) -> None:
+    """Put the names in a folder on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

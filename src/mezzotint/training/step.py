@@ -58,8 +58,10 @@ class Examples(NamedTuple):
 
 
 def timesteps(batch: Batch, count: int, seed: int, *, stratified: bool) -> Int[Tensor, "b"]:
-    """Training steps of the batch's samples, uniform; `stratified` gives each sample of a whole step its own stratum."""
-    draws = torch.stack([torch.rand((), generator=keyed(seed, "timestep", p), dtype=torch.float64) for p in batch.positions])
+    """Training steps of the batch's samples, uniform; `stratified`: each sample of a whole step has its own stratum."""
+    draws = torch.stack(
+        [torch.rand((), generator=keyed(seed, "timestep", p), dtype=torch.float64) for p in batch.positions]
+    )
     if stratified:
         draws = (torch.tensor([p % batch.per_step for p in batch.positions]) + draws) / batch.per_step
     return (draws * count).long()
@@ -70,7 +72,9 @@ def gaussian(batch: Batch, shape: Sequence[int], seed: int, what: str) -> Float[
     return torch.stack([torch.randn(tuple(shape), generator=keyed(seed, what, p)) for p in batch.positions])
 
 
-def examples(settings: DiffusionSettings, schedule: NoiseSchedule, latent: Float[Tensor, "b c h w"], batch: Batch, seed: int) -> Examples:
+def examples(
+    settings: DiffusionSettings, schedule: NoiseSchedule, latent: Float[Tensor, "b c h w"], batch: Batch, seed: int
+) -> Examples:
     """Noised latents and targets of a batch, in the latents' dtype."""
     t = timesteps(batch, len(schedule), seed, stratified=settings.stratified)
     noise = gaussian(batch, latent.shape[1:], seed, "noise")

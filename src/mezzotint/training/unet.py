@@ -5,7 +5,7 @@ cached as the tower's states for every caption. Null is the empty string, as in 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -100,7 +100,8 @@ class UNetPart:
             with torch.no_grad():
                 return cached(cache, said, copies * len(pictures), lambda rows: moments(pictures, rows, copies))
 
-        self.moments = of(self.pictures, views).unflatten(0, (-1, views))  # [pictures views 2c h w]
+        found = of(self.pictures, views)
+        self.moments = found.view(-1, views, *found.shape[1:])  # [pictures views 2c h w]
         self.held_moments = of(self.held, 1)
 
     def _encode_texts(self, inputs: Inputs) -> None:
@@ -133,7 +134,10 @@ class UNetPart:
         views = [int(torch.randint(self.settings.views, (), generator=draw)) for draw in draws]
         latent = sampled(self.moments[batch.samples, views], draws)
         listed = [self.pictures.pictures[sample].captions for sample in batch.samples]
-        said = [captions[int(torch.randint(len(captions), (), generator=d))] for captions, d in zip(listed, draws, strict=True)]
+        said = [
+            captions[int(torch.randint(len(captions), (), generator=d))]
+            for captions, d in zip(listed, draws, strict=True)
+        ]
         return Loss(self._error(networks, latent, said, batch, self.seed), {})
 
     def _error(
@@ -141,7 +145,7 @@ class UNetPart:
     ) -> Float[Tensor, ""]:
         diffusion = self.settings.diffusion
         shown = examples(diffusion, self.schedule, latent, batch, seed)
-        rows = [0 if drop else self.text_row[text] for text, drop in zip(said, shown.dropped.tolist(), strict=True)]
+        rows = [0 if drop else self.text_row[text] for text, drop in zip(said, map(bool, shown.dropped), strict=True)]
         output = self._output(networks, shown.x, shown.t.float(), rows)
         weight = snr_weight(diffusion.prediction_type, self.schedule, shown.t, diffusion.snr_gamma)
         return squared_error(output, shown.wanted, weight).mean()
@@ -187,7 +191,7 @@ class UNetPart:
             except StopIteration as finished:
                 drawn.append(finished.value)
         images = torch.cat([self.autoencoder.decode(latent) for latent in drawn])
-        return sheet_of(images.split(SHEET_COLUMNS)) if len(images) % SHEET_COLUMNS == 0 else sheet_of([images])
+        return sheet_of(torch.split(images, SHEET_COLUMNS)) if len(images) % SHEET_COLUMNS == 0 else sheet_of([images])
 
     def _x0(self, networks: Mapping[str, nn.Module], row: Row) -> Tensor:
         scalings = PARAMETERISATIONS[self.settings.diffusion.prediction_type]
