@@ -299,9 +299,9 @@ def _plain(depth: int | tuple[int, ...]) -> int | list[int]:
 
 def _filled(values: Sequence[int | list[int]]) -> object:
     """Values per level, or one for all; levels that have none (0) get what makes them all equal, if anything does."""
-    there = [value for value in values if value]
-    if all(value == there[0] for value in there):
-        return there[0] if there else 1
+    there = [value for value in values if value] or [1]
+    if isinstance(there[0], int) and all(value == there[0] for value in there):
+        return there[0]
     return [value or 1 for value in values]
 
 
