@@ -209,6 +209,10 @@ def test_objective_of_published_shapes_is_only_likely() -> None:
     found = detect(header_of(headers.ldm_unet("sd15")))
     assert answer(found) == ("sd15", "epsilon", "likely")
     assert found.alternatives == ("v_prediction",)
+    assert (found.rule, found.evidence) == (
+        "Stable Diffusion 1.x was trained for it",
+        "no metadata and no marker says otherwise",
+    )
 
 
 # ---- parts and adapters

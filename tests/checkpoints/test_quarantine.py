@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mezzotint.checkpoints import archives, confinement, quarantine
+from mezzotint.checkpoints import archives, confinement, pickles, quarantine
 from mezzotint.checkpoints.archives import convert
 from mezzotint.checkpoints.files import read_header, read_state
 from mezzotint.checkpoints.pickles import Machine, Refused
@@ -70,8 +71,11 @@ def refused(data: bytes, tmp_path: Path) -> Refused:
 def weights() -> dict[str, torch.Tensor]:
     """Every dtype that files have, and every way of lying in a storage."""
     base = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    tagged = base[1].clone()
+    vars(tagged)["note"] = "attributes make PyTorch write a tensor in another way"
     return {
         "float32": base,
+        "with attributes": tagged,
         "float16": base.half(),
         "bfloat16": base.bfloat16(),
         "float64": base.double(),
@@ -150,6 +154,9 @@ def test_learned_words_of_other_programs_are_read(tmp_path: Path) -> None:
     assert {tuple(tensor.shape) for tensor in found.values()} == {(2, 768)}
     torch.save({"<cat>": torch.ones(768)}, path)
     assert list(read_state(to_safetensors(path))) == ["<cat>"]
+    torch.save({"a": torch.ones(2), "lists": {7: torch.ones(4)}}, path)
+    header = read_header(to_safetensors(path))
+    assert (set(header.tensors), header.metadata["left_out"]) == ({"a"}, "lists.int: list")
     torch.save(torch.ones(3), path)
     assert list(read_state(to_safetensors(path))) == ["tensor"]
 
@@ -254,6 +261,7 @@ def one(value: bytes) -> bytes:
     return table(text("a"), value)
 
 
+TYPED = name("torch._tensor._rebuild_from_type_v2")
 BIG = storage(count=4096)
 PLAIN = one(tensor((16,), (1,)))
 
@@ -350,11 +358,22 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "bytes longer than the file": (in_zip(b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f."), "damaged pickle"),
     "number of a million digits": (in_zip(b"\x80\x02L" + b"9" * 1_000_000 + b"L\n."), "damaged pickle"),
     "stack below its bottom": (in_zip(b"\x80\x020000."), "damaged pickle"),
+    "marks below their bottom": (in_zip(b"\x80\x02(01."), "damaged pickle"),
     "no end": (in_zip(b"\x80\x02}"), "damaged pickle"),
     "extension registry": (in_zip(b"\x80\x02\x82\x01."), "EXT1"),
     "class instance": (in_zip(b"\x80\x02(ios\nsystem\n."), "INST"),
     "call of a text": (in_zip(b"\x80\x02" + text("os.system") + b")R."), "it calls str"),
     "call of a tensor's name with nothing": (in_zip(one(name("torch._utils._rebuild_tensor_v2") + b")R")), "damaged"),
+    "parameter without a tensor": (in_zip(one(name("torch._utils._rebuild_parameter") + b")R")), "not a tensor"),
+    "tensor class inside itself": (in_zip(one(TYPED + b"(" + TYPED + b"N)}tR")), "tensor class that is not described"),
+    "tensor of nothing": (in_zip(one(name("torch._utils._rebuild_tensor") + b"(NK\x00))tR")), "not described as"),
+    "name that is a number": (in_zip(b"\x80\x04K\x01K\x02\x93."), "a name that is not text"),
+    "key without a value": (in_zip(b"\x80\x02}(Nu."), "a key too many"),
+    "dictionary of numbers": (
+        in_zip(one(name("collections.OrderedDict") + b"(](K\x01etR")),
+        "something else than pairs",
+    ),
+    "entries of a list": (in_zip(b"\x80\x02](NNu."), "entries are added to list"),
     "attributes of a tensor": (in_zip(one(tensor((1,), (1,)) + b"}b")), "attributes are set on Tensor"),
     "items added to text": (in_zip(one(text("x") + b"Na")), "items are added to str"),
     "tensor of 10^12 elements": (in_zip(one(tensor((10**12,), (0,)))), "in a storage of 16 elements"),
@@ -381,6 +400,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "storage of unknown class": (in_zip(one(storage("torch.QInt8Storage"))), "'torch.QInt8Storage'"),
     "storage class of another kind": (in_zip(one(storage("torch.Tensor"))), "storage of class"),
     "storage made by the pickle": (in_zip(one(name("torch.FloatStorage") + number(1 << 40) + b"\x85R")), "made by the"),
+    "storage without a size": (in_zip(one(storage(count=-1))), "without a key and a size"),
     "storage that is no tuple": (in_zip(one(b"NQ")), "not described as PyTorch does"),
     "sparse tensor": (in_zip(one(name("torch._utils._rebuild_sparse_tensor"))), "could run code"),
     "too much shared": (
@@ -391,6 +411,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         "far larger than the file",
     ),
     "tensor name with a line break": (in_zip(table(text("a\nb"), tensor((1,), (1,)))), "unusable name"),
+    "no name at all": (in_zip(table(text(""), tensor((1,), (1,)))), "unusable name"),
     "metadata as a tensor": (in_zip(table(text("__metadata__"), tensor((1,), (1,)))), "unusable name"),
     "one name twice": (
         in_zip(
@@ -430,6 +451,21 @@ def test_hostile_or_damaged_file_is_refused_with_the_reason(kind: str, tmp_path:
     error = refused(data, tmp_path)
     assert words in error.what
     assert error.where
+
+
+@pytest.mark.parametrize(
+    ("module", "limit", "words"),
+    [
+        (pickles, "MAX_INSTRUCTIONS", "more than 3 instructions"),
+        (archives, "MAX_ENTRIES", "4 entries"),
+        (archives, "MAX_PICKLE_BYTES", f"a pickle of {len(PLAIN)} bytes"),
+    ],
+)
+def test_size_of_the_description_is_bounded(
+    module: ModuleType, limit: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, limit, 3)
+    assert words in refused(in_zip(PLAIN), tmp_path).what
 
 
 def rewritten(change: Callable[[zipfile.ZipInfo], None]) -> bytes:
@@ -513,15 +549,17 @@ def test_plain_values_of_other_libraries_do_no_harm() -> None:
     scalar = name("numpy.core.multiarray.scalar") + b"(" + name("numpy.dtype") + b"(" + text("f8") + b"tRNtR"
     default = name("collections.defaultdict") + b"(" + name("builtins.list") + b"tR" + text("k") + b"K\x01s"
     pairs = name("collections.OrderedDict") + b"(](" + text("k") + b"K\x02\x86etR"
+    copied = name("collections.OrderedDict") + b"(}" + text("k") + b"K\x03stR"
     held = name("omegaconf.dictconfig.DictConfig") + b")\x81}b(" + text("k") + b"Nu"
     items = name("builtins.set") + b"(](K\x01etR(K\x02e"
-    pickled = b"\x80\x02(" + name(trainer) + scalar + default + pairs + held + items + b"\x8f(K\x01\x90l."
+    pickled = b"\x80\x02(" + name(trainer) + scalar + default + pairs + copied + held + items + b"\x8f(K\x01\x90l."
     value: Any = Machine().run(io.BytesIO(pickled), "test")
     assert [getattr(item, "name", item) for item in value] == [
         trainer,
         "numpy.core.multiarray.scalar",
         {"k": 1},
         {"k": 2},
+        {"k": 3},
         "omegaconf.dictconfig.DictConfig",
         "builtins.set",
         "builtins.set",
@@ -646,6 +684,11 @@ def test_child_says_why_it_stopped(
     code = confinement.main(os.open(path, os.O_RDONLY), os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT))
     assert code == confinement.REFUSED
     assert words in json.loads(capsys.readouterr().out)["what"]
+
+
+def test_machine_without_a_table_relies_on_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert not confinement.seal()
 
 
 def test_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def _leaves(root: dict[object, object]) -> Iterator[tuple[str, object]]:
             elif isinstance(key, str) or not isinstance(item, Tensor):
                 yield name, item
             else:
-                yield name, (item,)  # a tensor without a name is listed, not kept
+                yield name, [item]  # a tensor without a name is listed, not kept
 
 
 def _write(

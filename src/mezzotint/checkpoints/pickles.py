@@ -134,15 +134,15 @@ class Machine:
                 if count == MAX_INSTRUCTIONS:
                     raise Refused(f"more than {MAX_INSTRUCTIONS:,} instructions")
                 if instruction.name == "STOP":
-                    return self.pop()
+                    break
                 if instruction.name not in _STEPS:
                     raise Refused(f"pickle instruction {instruction.name}, which no file of weights needs")
                 _STEPS[instruction.name](self, argument)
+            return self.pop()
         except Refused as error:
             raise Refused(error.what, f"{where}, byte {position}") from None
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
             raise Refused(f"a damaged pickle ({str(error)[:100]})", f"{where}, after byte {position}") from error
-        raise Refused("a pickle without an end", where)
 
     def pop(self) -> object:
         """The top of the stack, taken off."""
