@@ -19,6 +19,7 @@ from mezzotint.checkpoints.checkpoint import Checkpoint, Component
 from mezzotint.checkpoints.component import STEMS
 from mezzotint.checkpoints.files import read_json, weight_files
 from mezzotint.checkpoints.scheduler import SchedulerConfig
+from mezzotint.checkpoints.translate import network
 from mezzotint.diffusion.parameterisation import PARAMETERISATIONS
 from mezzotint.errors import CheckpointError, RequestError, unknown
 from mezzotint.images import to_image
@@ -286,10 +287,10 @@ def _assembled(
 
 def _built(kind: type[M], component: Component, dtype: torch.dtype, device: torch.device) -> M:
     """The network with the file's own tensors; they are copied only where dtype or device differ."""
-    with torch.device("meta"):
-        network = kind(component.config)
-    network.load_state_dict(component.state, assign=True)
-    return network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    built = network(component.config)
+    assert isinstance(built, kind)
+    built.load_state_dict(component.state, assign=True)
+    return built.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
 def _rules(preset: str, text: Sequence[TextTower]) -> tuple[TowerRule, ...]:
