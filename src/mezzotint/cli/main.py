@@ -58,6 +58,8 @@ def run(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(arguments, prog_name="mezzotint", standalone_mode=False)
+        if code == INTERRUPTED:  # recent versions of typer turn Ctrl-C into this code without a word
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted", INTERRUPTED)
     except UsageError as error:

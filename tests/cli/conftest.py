@@ -1,0 +1,110 @@
+"""A folder with everything that the examples of README and `--help` name, and a way to run the command in it."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from mezzotint.checkpoints.checkpoint import default_scheduler
+from mezzotint.checkpoints.component import Checkpoint, Component
+from mezzotint.checkpoints.save import save_folder
+from mezzotint.checkpoints.translate import Config
+from mezzotint.cli.main import run
+from mezzotint.models.clip import ImageConfig, ImageTower, TextConfig, TextTower
+from mezzotint.models.presets import PRESETS
+from mezzotint.models.unet import UNet, UNetConfig
+from mezzotint.models.vae import AutoencoderKL, VAEConfig
+
+IMAGE_TOWER = ImageConfig(width=32, layers=2, heads=4, mlp=64, activation="gelu", projection=16, patch=56)
+
+
+class Ran(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ran]
+
+
+def drawn(role: str, config: Config) -> Component:
+    """A network with random weights of reasonable size."""
+    with torch.random.fork_rng():
+        torch.manual_seed(sum(role.encode()))
+        match config:
+            case UNetConfig():
+                network = UNet(config)
+            case VAEConfig():
+                network = AutoencoderKL(config)
+            case TextConfig():
+                network = TextTower(config)
+            case ImageConfig():
+                network = ImageTower(config)
+    return Component(role=role, config=config, state=network.state_dict(), source=Path())
+
+
+def tiny_checkpoint(*, is_unclip: bool = False) -> Checkpoint:
+    """A Stable Diffusion of 32 channels; as unCLIP it is told a picture, too."""
+    tiny = PRESETS["tiny"]
+    name, objective = ("sd2-unclip-h", "v_prediction") if is_unclip else ("sd15", "epsilon")
+    unet = replace(tiny.unet, vector=2 * IMAGE_TOWER.projection, is_linear=True) if is_unclip else tiny.unet
+    return Checkpoint(
+        preset=name,
+        objective=objective,
+        unet=drawn("unet", unet),
+        vae=drawn("vae", tiny.vae),
+        text=(drawn("text_encoder", tiny.text[0]),),
+        image=drawn("image_encoder", IMAGE_TOWER) if is_unclip else None,
+        scheduler=default_scheduler(name, objective),
+        tokenizers=(None,),
+        image_noise=(torch.zeros(1, 16), torch.ones(1, 16)) if is_unclip else None,
+        info={"hints": {"unet": {"sample_size": 8}}},
+    )
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that every test gets a copy of."""
+    folder = tmp_path_factory.mktemp("shelf")
+    save_folder(tiny_checkpoint(), folder / "model")
+    save_folder(tiny_checkpoint(is_unclip=True), folder / "unclip")
+    photo = Image.linear_gradient("L").resize((72, 56)).convert("RGB")
+    ImageDraw.Draw(photo).ellipse((20, 12, 50, 40), fill="orange")
+    photo.save(folder / "photo.png")
+    mask = Image.new("L", photo.size)
+    ImageDraw.Draw(mask).rectangle((40, 16, 60, 40), fill=255)
+    mask.save(folder / "mask.png")
+    (folder / "prompts.txt").write_text("# one prompt per line\na red fox\n\na blue bird\n")
+    return folder
+
+
+@pytest.fixture
+def world(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with model/, unclip/, photo.png, mask.png, prompts.txt and a cache of its own."""
+    shutil.copytree(shelf, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEZZOTINT_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def mezzotint(world: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the command in `world` with these arguments."""
+
+    def command(*arguments: str) -> Ran:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run(list(arguments))
+        out, err = capsys.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return Ran(code, out, err)
+
+    return command

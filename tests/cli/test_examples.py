@@ -1,0 +1,48 @@
+"""Every example in README and in `--help` runs as it is printed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from cli.conftest import Command
+from mezzotint.cli.main import app
+
+ROOT = Path(__file__).parent.parent.parent
+COMMANDS = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]  # click's group is not typed
+
+
+def in_help() -> list[str]:
+    found: list[str] = []
+    for name, command in COMMANDS.items():  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        examples = re.findall(r"Example: (mezzotint .*)", str(command.help))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        assert examples, f"--help of {name} shows no example"
+        found += examples
+    return found
+
+
+def in_readme() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
+    lines = [line.partition("   #")[0].strip() for block in blocks for line in block.splitlines()]
+    lines += re.findall(r"`(mezzotint [^`]*)`", text)
+    return [line for line in lines if line.startswith("mezzotint ") and "$(" not in line]
+
+
+def test_there_are_examples_of_every_verb() -> None:
+    verbs = {line.split()[1] for line in in_help()}
+    assert verbs == set(COMMANDS)  # pyright: ignore[reportUnknownArgumentType]
+    assert {"generate", "edit", "vary", "convert", "replay"} <= {line.split()[1] for line in in_readme()}
+
+
+@pytest.mark.parametrize("line", sorted({*in_help(), *in_readme()}))
+def test_example_runs(line: str, mezzotint: Command, world: Path) -> None:
+    arguments = shlex.split(line)[1:]
+    if "picture.png" in arguments:
+        made = mezzotint("generate", "a red fox", "-m", "model", "--steps", "2", "-o", "made")
+        Path(made.out.strip()).rename(world / "picture.png")
+    ran = mezzotint(*arguments)
+    assert ran.code == 0, ran.err
+    assert ran.out.strip(), "an example that prints nothing shows nothing"
