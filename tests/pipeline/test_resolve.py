@@ -1,12 +1,15 @@
 """Defaults of the families, and what a model refuses."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from mezzotint.checkpoints.files import write_state
 from mezzotint.errors import CheckpointError, RequestError
 from mezzotint.pipeline.request import Request
 from mezzotint.pipeline.resolve import resolve
@@ -63,6 +66,7 @@ def test_whose_rule_turns_strength_into_steps(system: Callable[[str], System], r
         ("inpaint", {}, "is an inpainting model: it needs image and mask"),
         ("xl", {"refiner": "r", "steps": 1}, "refiner_at = 0.8: one of the two models has none of the 1 steps"),
         ("sd1", {"image": Image.new("RGB", (8, 8)), "strength": 0.1, "steps": 4}, "at least 0.25 is needed"),
+        ("sd1", {"level": "fast"}, "level 'fast': .* runs at 'full' only"),
         ("sd1", {"image": b"not a picture"}, "image: not a PNG, JPEG or WebP picture"),
     ],
 )
@@ -71,6 +75,24 @@ def test_what_a_model_cannot_do_is_refused(
 ):
     with pytest.raises(RequestError, match=message):
         resolve(system(kind), Request(**fields))
+
+
+def test_unclip_without_statistics_is_refused(reference: Reference, tmp_path: Path):
+    folder = shutil.copytree(reference("unclip")[1], tmp_path / "model")
+    shutil.rmtree(folder / "image_normalizer")
+    with pytest.raises(CheckpointError, match=r"lacks; fetch ViT-L-14_stats.th of Karlo"):
+        load(folder, preset="sd2-unclip-l")
+    write_state(tmp_path / "stats.safetensors", {"mean": torch.ones(24), "std": torch.ones(24)})
+    statistics = load(folder, preset="sd2-unclip-l", unclip_stats=tmp_path / "stats.safetensors").statistics
+    assert statistics is not None
+    assert torch.equal(statistics.mean, torch.ones(1, 24))
+
+
+def test_a_model_without_all_parts_is_refused(reference: Reference, tmp_path: Path):
+    folder = shutil.copytree(reference("sd1")[1], tmp_path / "model")
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(CheckpointError, match="vae"):
+        load(folder)
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path: Path, reference: Reference):

@@ -162,6 +162,7 @@ def _run(system: "System", asked: Request, resolved: Resolved) -> Generator[Prog
                 break
             row = evaluation.rows[0]
             done, left = clock.tick()
+            system.start_hashing()  # not before the first evaluation: nobody should wait for it
             steps = len(resolved.levels) - 1
             step = max(step, sum(level.sigma > row.sigma for level in resolved.levels))
             yield Progress(

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +13,7 @@ from mezzotint.checkpoints.files import sha256_of
 from mezzotint.errors import RequestError
 from mezzotint.images import write_file
 
-_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mezzotint-hash")
+_one_at_a_time = threading.Lock()
 
 
 def cache_folder() -> Path:
@@ -25,9 +26,20 @@ def cache_folder() -> Path:
 def start_hash(paths: Sequence[Path]) -> Future[str]:
     """The sha256 of a file, or of the sha256s of shards, from the cache for files that have not changed.
 
-    Hashing releases the interpreter's lock, so other work goes on.
+    Runs beside other work (hashing releases the interpreter's lock), one file at a time, and never holds up the end of
+    the program.
     """
-    return _pool.submit(_hash_all, tuple(paths))
+    future = Future[str]()
+
+    def work() -> None:
+        try:
+            with _one_at_a_time:
+                future.set_result(_hash_all(tuple(paths)))
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name="mezzotint-hash").start()
+    return future
 
 
 def _hash_all(paths: tuple[Path, ...]) -> str:

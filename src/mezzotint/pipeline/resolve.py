@@ -99,6 +99,8 @@ def _refuse(system: "System", asked: Request) -> None:
         raise RequestError(f"reference: {system.name} ({system.preset}) is no unCLIP model; use image with strength")
     if system.image_tower is not None and not asked.reference:
         raise RequestError(f"{system.name} is an unCLIP model: it needs reference, the picture to vary")
+    if asked.level != "full":
+        raise RequestError(f"level {asked.level!r}: {system.name} runs at 'full' only")
     if asked.refiner and asked.mask:
         raise RequestError("refiner: cannot take over from a masked run; leave out mask or refiner")
 
