@@ -255,6 +255,7 @@ def _merges() -> str:
     return gzip.decompress(packed).decode()
 
 
+@cache
 def _vocabulary() -> dict[str, int]:
     """CLIP's own: the byte symbols in order, the same at the end of a word, the merges, the two special tokens."""
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
