@@ -48,7 +48,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], about: Mapping[
     partial.mkdir()
     write_state(partial / STATE, tensors)
     files = {STATE: sha256_of(partial / STATE)}
-    write_json(partial / MANIFEST, {"format": FORMAT, "step": step, "sha256": files, **about})
+    write_json(partial / MANIFEST, {**about, "format": FORMAT, "step": step, "sha256": files})
     target = folder / f"step-{step:08d}"
     if target.exists():  # damaged: the run continued from an older one
         shutil.rmtree(target)

@@ -1,0 +1,104 @@
+"""Picture sets: every layout gives the same pictures; selection, damage and silence are handled by name."""
+
+import json
+import logging
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from mezzotint.data.drawing import encoded
+from mezzotint.data.pictures import PictureSet, decoded, read_pictures
+from mezzotint.errors import ConfigError, MezzotintError
+
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+def rows() -> list[dict[str, object]]:
+    """Three flat pictures with a caption and a column each."""
+    return [
+        {"key": name, "captions": [f"a {name} square", name], "tone": "warm" if name == "red" else "cold"} for name in COLORS
+    ]
+
+
+def flat(name: str, size: int = 8) -> bytes:
+    return encoded(Image.new("RGB", (size, size), COLORS[name]))
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> Path:
+    """The pictures as parquet, images as Hugging Face stores them."""
+    table = [{**row, "image": {"bytes": flat(str(row["key"])), "path": "x.webp"}} for row in rows()]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "set.parquet")
+    return tmp_path / "set.parquet"
+
+
+def test_all_layouts_give_the_same_pictures(parquet: Path, tmp_path: Path) -> None:
+    listed, texts = tmp_path / "listed", tmp_path / "texts"
+    for folder in (listed, texts):
+        folder.mkdir()
+        for name in COLORS:
+            (folder / f"{name}.webp").write_bytes(flat(name))
+    lines = [json.dumps({**row, "file_name": f"{row['key']}.webp"}) for row in rows()]
+    (listed / "metadata.jsonl").write_text("\n".join(lines))
+    for name in COLORS:
+        (texts / f"{name}.txt").write_text(f"a {name} square\n{name}\n")
+    sets = [read_pictures(path) for path in (parquet, listed, texts)]
+    for name, (r, g, b) in COLORS.items():
+        for found in sets:
+            at = next(i for i, picture in enumerate(found.pictures) if name in picture.key)
+            assert found.pictures[at].captions == (f"a {name} square", name)
+            assert found.pixels([at], 4)[0, :, 1, 2].tolist() == [r, g, b]
+    assert sets[0].fingerprint() == sets[1].fingerprint()
+
+
+def test_select_by_value_and_by_siblings(parquet: Path) -> None:
+    found = read_pictures(parquet)
+    assert [p.key for p in found.select({"tone": ("cold",)}).pictures] == ["green", "blue"]
+    assert [p.key for p in found.select({}, by="tone", at_least=2).pictures] == ["green", "blue"]
+    with pytest.raises(ConfigError, match="no column 'style'; there are key, tone"):
+        found.select({"style": ("flat",)})
+    with pytest.raises(ConfigError, match="none of 3 pictures is left"):
+        found.select({"tone": ("hot",)})
+
+
+def test_damaged_picture_is_named_and_replaced(parquet: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pictures = list(read_pictures(parquet).pictures)
+    pictures[1] = pictures[1]._replace(read=lambda: flat("green")[:20])
+    with caplog.at_level(logging.WARNING):
+        pixels = PictureSet(tuple(pictures)).pixels([1], 4)
+    assert pixels[0, :, 0, 0].tolist() == [0, 0, 255]
+    assert "green cannot be decoded" in caplog.text
+
+
+def test_set_without_a_readable_picture_is_an_error(parquet: Path) -> None:
+    pictures = tuple(p._replace(read=lambda: b"no picture") for p in read_pictures(parquet).pictures)
+    with pytest.raises(MezzotintError, match="no picture of the set can be decoded"):
+        PictureSet(pictures).pixels([0], 4)
+
+
+def test_fingerprint_follows_captions_and_pixels(parquet: Path) -> None:
+    found = read_pictures(parquet)
+    reworded = list(found.pictures)
+    reworded[0] = reworded[0]._replace(captions=("other",))
+    repainted = list(found.pictures)
+    repainted[0] = repainted[0]._replace(read=lambda: flat("blue"))
+    prints = {found.fingerprint(), PictureSet(tuple(reworded)).fingerprint(), PictureSet(tuple(repainted)).fingerprint()}
+    assert len(prints) == 3
+
+
+def test_picture_without_caption_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.webp").write_bytes(flat("red"))
+    with pytest.raises(MezzotintError, match=r"picture 'a\.webp' has no caption"):
+        read_pictures(tmp_path)
+
+
+def test_decoded_is_centred_and_white_behind() -> None:
+    wide = Image.new("RGBA", (12, 4), (0, 0, 0, 0))
+    wide.paste((255, 0, 0, 255), (4, 0, 6, 4))
+    square = decoded(encoded(wide), 4)  # the middle third: red, red, white, white
+    expected = torch.tensor([[255, 255, 255, 255], [0, 0, 255, 255], [0, 0, 255, 255]], dtype=torch.uint8)
+    assert torch.equal(square[:, 2], expected)
