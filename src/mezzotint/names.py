@@ -7,7 +7,7 @@ and punctuation ("DPM++ 2M", "dpmpp_2m"), and a sampler's may end in a spacing's
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from mezzotint.errors import RequestError, unknown
 
@@ -19,8 +19,8 @@ class Option:
     """One setting of a sampler. `low` and `high` bound numbers, None is no bound; `choices` lists the words allowed."""
 
     default: Value
-    low: float | None
-    high: float | None
+    low: float | int | None
+    high: float | int | None
     doc: str
     choices: tuple[str, ...] = ()
 
@@ -376,6 +376,7 @@ IMPLIED: dict[str, tuple[str, dict[str, Value]]] = {
 """Names elsewhere that are one of our samplers with other options."""
 
 
+@runtime_checkable
 class _Named(Protocol):
     @property
     def name(self) -> str: ...

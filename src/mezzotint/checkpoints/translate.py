@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class Entry:
 KeyMap = dict[str, Entry]
 
 
+@runtime_checkable
 class Shaped(Protocol):
     """A tensor, or what a header says about one."""
 

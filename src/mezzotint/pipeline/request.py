@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -45,7 +45,7 @@ class ImageRef(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def _one_source(self) -> "ImageRef":
         if sum(source is not None for source in (self.path, self.data, self.upload)) > 1:
             raise ValueError("exactly one of path, bytes and upload id")
         return self
@@ -175,7 +175,7 @@ class Request(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "Request":
         if self.mask and not self.image:
             raise ValueError("mask: needs the image that it belongs to; give image too")
         if self.strength is not None and not self.image:

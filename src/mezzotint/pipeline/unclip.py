@@ -56,10 +56,9 @@ def noised_vector(
 ) -> Float[Tensor, "1 v"]:
     """The conditioning vector, v = 2 p: the embedding after `level` of 1000 steps of noise, and the level. float32."""
     normal = (embedding.float() - statistics.mean) / statistics.std
-    noised = NoiseSchedule.cosine().add_noise(normal, noise, torch.tensor([level]))
-    return torch.cat(
-        [noised * statistics.std + statistics.mean, timestep_embedding(torch.tensor([level]), embedding.shape[1])], 1
-    )
+    noised = NoiseSchedule.cosine().add_noise(normal, noise, torch.tensor([level])) * statistics.std + statistics.mean
+    told = timestep_embedding(torch.tensor([float(level)]), embedding.shape[1])
+    return torch.cat([noised, told], dim=1)
 
 
 def read_statistics(path: Path, width: int) -> Statistics:
