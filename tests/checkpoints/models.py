@@ -58,9 +58,9 @@ def component(role: str, config: Config, seed: int = 0) -> Component:
     return Component(role=role, config=config, state=state, source=Path("nowhere"))
 
 
-def checkpoint(name: str) -> Checkpoint:
-    """A whole model."""
-    preset, objective = shrunk(name), INFOS[name].objective
+def checkpoint(name: str, preset: Preset | None = None) -> Checkpoint:
+    """A whole model: of the sizes of `preset`, or shrunk."""
+    preset, objective = preset or shrunk(name), INFOS[name].objective
     noise = (torch.full((1, WIDTH), 0.25).half(), torch.full((1, WIDTH), 2.0).half())
     return Checkpoint(
         preset=name,
