@@ -1,7 +1,7 @@
 """Whether the full-size models of the family run end to end on this machine, in how much memory, and how soon.
 
 Measures, in a fresh process per model, bfloat16, random weights in a diffusers folder: seconds from the end of `import
-torch` to the start of the first U-Net evaluation (page cache warm: the folder has just been written or read), seconds per
+torch` to the start of the first U-Net evaluation (page cache warm: the folder was read just before), seconds per
 step (median), decoding, and peak resident memory, memory-mapped weights included.
 Not measured: pictures. Random weights make none, and what comes out is only checked to be finite and not constant.
 What would make the numbers lie: another busy process (see load), a cold page cache.

@@ -21,11 +21,19 @@ LAYERS: list[set[str]] = [
     {"models", "diffusion"},
     {"images"},
     {"names"},
+    {"storage"},
     {"errors"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 REFERENCES = {"diffusers", "transformers", "torchvision", "accelerate"}
-TORCH_FREE = ["mezzotint", "mezzotint.names", "mezzotint.errors", "mezzotint.images", "mezzotint.pipeline.request"]
+TORCH_FREE = [
+    "mezzotint",
+    "mezzotint.names",
+    "mezzotint.errors",
+    "mezzotint.storage",
+    "mezzotint.images",
+    "mezzotint.pipeline.request",
+]
 
 
 def imports(path: Path) -> list[str]:

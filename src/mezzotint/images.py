@@ -7,10 +7,8 @@ JPEG and WebP in EXIF. `uint8` exists only in this file; everywhere else an imag
 Source: grammar of `parameters`: `create_infotext` and `parse_generation_parameters` of the web UI.
 """
 
-import contextlib
 import io
 import json
-import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from mezzotint.errors import RequestError
+from mezzotint.storage import atomic
 
 SCHEMA = 1
 MAX_PIXELS = 1 << 26
@@ -193,19 +192,11 @@ def write_file(path: Path, data: bytes) -> None:
 
     Raises: RequestError naming the path if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
+        with atomic(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise RequestError(f"{str(path)!r} cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def check_folder(folder: Path) -> None:

@@ -36,7 +36,7 @@ from mezzotint.checkpoints.detect import detect
 from mezzotint.checkpoints.detection import Detection, Objective, Reason
 from mezzotint.checkpoints.fields import Fields
 from mezzotint.checkpoints.files import Header, atomic, read_header, read_sharded, read_state, weight_files
-from mezzotint.checkpoints.quarantine import cache_folder, is_pickle, to_safetensors
+from mezzotint.checkpoints.quarantine import is_pickle, to_safetensors
 from mezzotint.checkpoints.save import Report, save_file, save_folder
 from mezzotint.checkpoints.scheduler import CLASSES, SchedulerConfig
 from mezzotint.checkpoints.signatures import RULES
@@ -46,6 +46,7 @@ from mezzotint.models.clip import TextConfig
 from mezzotint.models.presets import PRESETS, Preset
 from mezzotint.models.unet import UNetConfig
 from mezzotint.models.vae import VAEConfig
+from mezzotint.storage import cache_folder
 
 __all__ = ["Checkpoint", "Component", "Report", "read", "read_vae", "save_file", "save_folder"]
 
@@ -135,7 +136,7 @@ def _read_file(path: Path, preset: str | None, objective: Objective | None) -> C
     safe = _safe(path)
     header = read_header(safe)
     info = _info(header.metadata.get(Path(INFO).stem), f"{path}: metadata")
-    detection = _detected(header, preset, info)
+    detection = recognised(header, preset)
     if detection.component not in {"checkpoint", "unet"}:
         raise CheckpointError(f"{path} is not a model but {detection.title}; {detection.advice}")
     preset, objective = _chosen(detection, preset, objective, info)
@@ -292,7 +293,7 @@ def _unpacked(texts: Mapping[str, object]) -> Path | None:
 
 
 def _safe(path: Path) -> Path:
-    """The file itself, or what the quarantine made of a pickle; content decides, not the name."""
+    """The file itself, or what the quarantine made of a pickle."""
     return to_safetensors(path) if is_pickle(path) else path
 
 
@@ -314,11 +315,15 @@ def _object(value: object) -> dict[str, object]:
     return cast("dict[str, object]", value) if isinstance(value, dict) else {}  # keys of JSON objects are strings
 
 
-def _detected(header: Header, preset: str | None, info: Mapping[str, object]) -> Detection:
-    """What `detect` says; for sizes that nobody published, what was asked for or is in our own metadata."""
+def recognised(header: Header, preset: str | None = None) -> Detection:
+    """What `detect` says; for sizes that nobody published, what was asked for or is in our own metadata.
+
+    Raises: CheckpointError as `detect`.
+    """
     try:
         return detect(header)
     except CheckpointError:
+        info = _info(header.metadata.get(Path(INFO).stem), f"{header.path}: metadata")
         name = preset or info.get("preset")
         if not isinstance(name, str) or name not in PRESETS:
             raise

@@ -74,6 +74,14 @@ class Checkpoint:
         return self.detection.variant if self.detection else None
 
     @property
+    def sample_size(self) -> int | None:
+        """Side of the latents that the U-Net was trained at, if the model says."""
+        hints = self.info.get("hints")
+        unet: object = hints.get("unet") if isinstance(hints, Mapping) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # JSON
+        size: object = unet.get("sample_size") if isinstance(unet, Mapping) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # JSON
+        return size if isinstance(size, int) else None
+
+    @property
     def components(self) -> dict[str, Component]:
         """All networks by role."""
         parts = (self.unet, self.vae, *self.text, self.image)

@@ -11,8 +11,6 @@ import errno
 import hashlib
 import json
 import math
-import os
-import secrets
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mezzotint import storage
 from mezzotint.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -223,26 +222,13 @@ def write_state(
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Generator[BinaryIO]:
-    """A binary file that appears under `path`, complete and on disk, when the block ends; on an error nothing appears.
-
-    Raises: CheckpointError if the folder cannot be made or written, or the disk is full.
-    """
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    """`storage.atomic` with a reason in words. Raises: CheckpointError if the file cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("xb") as file:
+        with storage.atomic(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        _sync_folder(path.parent)
     except OSError as error:
         advice = "free some space" if error.errno == errno.ENOSPC else "choose a folder that can be written"
         raise CheckpointError(f"{path} cannot be written: {error.strerror or error}; {advice}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
 
 
 def read_json(path: str | Path) -> dict[str, object]:
@@ -289,7 +275,7 @@ def _header_bytes(spans: dict[str, object], texts: dict[str, str]) -> bytes:
 def _header_length(path: Path, start: bytes, size: int) -> int:
     for magic, what in _DISGUISES.items():
         if start.startswith(magic):
-            advice = "" if ": " in what else "; `mezzotint convert` reads pickle formats in a closed process"
+            advice = "" if ": " in what else "; name it .ckpt, and it is converted in a closed process"
             raise CheckpointError(f"{path} is not a safetensors file but {what}{advice}")
     if size < 10:
         raise CheckpointError(f"{path} is cut off: {size} bytes are less than a header; download it again")
@@ -413,13 +399,3 @@ def _written_dtype(path: Path, name: str, tensor: Tensor, dtype: torch.dtype | N
     if chosen not in _NAMES:
         raise CheckpointError(f"{path}: {name!r} has dtype {chosen}, which safetensors cannot hold")
     return chosen
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; systems without folder handles do so by themselves."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

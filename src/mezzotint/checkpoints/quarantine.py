@@ -18,6 +18,7 @@ import mezzotint
 from mezzotint.checkpoints.detection import refusal
 from mezzotint.checkpoints.files import atomic, read_header, sha256_of
 from mezzotint.errors import CheckpointError
+from mezzotint.storage import cache_folder
 
 SUFFIXES = {".ckpt", ".pt", ".pth", ".th", ".bin"}
 WAIT_S = 120  # and one second more for every 4 MB: a slow disk is not an attack
@@ -29,13 +30,6 @@ sys.path.append(sys.argv[1])
 from mezzotint.checkpoints.confinement import main
 sys.exit(main(int(sys.argv[2]), int(sys.argv[3])))
 """
-
-
-def cache_folder() -> Path:
-    """Where converted files are kept: MEZZOTINT_CACHE, else `mezzotint` in the cache folder of the user."""
-    if chosen := os.environ.get("MEZZOTINT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mezzotint"
 
 
 def is_pickle(path: str | Path) -> bool:

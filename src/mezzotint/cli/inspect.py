@@ -27,6 +27,7 @@ def inspect(
         told = metadata.infotext._asdict() if metadata.infotext else None
         print_json({"parameters": told, "mezzotint": metadata.record})
         return
+    from mezzotint.checkpoints.checkpoint import recognised
     from mezzotint.checkpoints.detect import detect
     from mezzotint.checkpoints.detection import describe, lines
     from mezzotint.checkpoints.files import read_header
@@ -34,8 +35,8 @@ def inspect(
 
     if path.is_file() and is_pickle(path):
         path = to_safetensors(path)
-    detection = detect(path)
-    header = read_header(path) if path.is_file() else None
+    header = read_header(path) if path.is_file() and path.suffix == ".safetensors" else None
+    detection = recognised(header) if header else detect(path)
     if json:
         print_json(describe(detection, header))
     else:

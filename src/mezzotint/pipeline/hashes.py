@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -10,17 +9,9 @@ from pathlib import Path
 from typing import cast
 
 from mezzotint.checkpoints.files import sha256_of
-from mezzotint.errors import RequestError
-from mezzotint.images import write_file
+from mezzotint.storage import atomic, cache_folder
 
 _one_at_a_time = threading.Lock()
-
-
-def cache_folder() -> Path:
-    """Where this package keeps what it can make again: MEZZOTINT_CACHE, else the user's cache folder."""
-    if own := os.environ.get("MEZZOTINT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mezzotint"
 
 
 def start_hash(paths: Sequence[Path]) -> Future[str]:
@@ -55,8 +46,9 @@ def _hash(path: Path) -> str:
     if key not in known:
         known = _read() | {key: sha256_of(path)}
         try:
-            write_file(cache_folder() / "sha256.json", json.dumps(known).encode())
-        except RequestError:
+            with atomic(cache_folder() / "sha256.json") as file:
+                file.write(json.dumps(known).encode())
+        except OSError:
             return known[key]  # a folder that cannot be written costs time, nothing else
     return known[key]
 

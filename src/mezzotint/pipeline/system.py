@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mezzotint.checkpoints import checkpoint as files
 from mezzotint.checkpoints.checkpoint import Checkpoint, Component
 from mezzotint.checkpoints.component import STEMS
-from mezzotint.checkpoints.files import read_json, weight_files
+from mezzotint.checkpoints.files import weight_files
 from mezzotint.checkpoints.scheduler import SchedulerConfig
 from mezzotint.checkpoints.translate import network
 from mezzotint.diffusion.parameterisation import PARAMETERISATIONS
@@ -268,7 +268,7 @@ def _assembled(
         place=place,
         preset=found.preset,
         defaults=defaults,
-        size=_size(place.path, vae, defaults),
+        size=_size(found, vae, defaults),
         sampler=None if has_own_scheduler else defaults.sampler,
         scheduler=found.scheduler,
         network=Network(unet, PARAMETERISATIONS[found.objective], dtype, device),
@@ -301,11 +301,9 @@ def _rules(preset: str, text: Sequence[TextTower]) -> tuple[TowerRule, ...]:
     )
 
 
-def _size(path: Path, vae: AutoencoderKL, defaults: PresetInfo) -> tuple[int, int]:
-    """What the folder's U-Net was trained at, else what its family was."""
-    config = path / "unet" / "config.json"
-    sample = read_json(config).get("sample_size") if config.is_file() else None
-    side = sample * vae.factor if isinstance(sample, int) else None
+def _size(found: Checkpoint, vae: AutoencoderKL, defaults: PresetInfo) -> tuple[int, int]:
+    """What the model's U-Net was trained at if it says so, else what its family was."""
+    side = (found.sample_size or 0) * vae.factor
     return (side, side) if side else (defaults.width, defaults.height)
 
 
