@@ -2,10 +2,9 @@
 
 import json
 import logging
+from importlib import import_module
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +19,8 @@ COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 def rows() -> list[dict[str, object]]:
     """Three flat pictures with a caption and a column each."""
     return [
-        {"key": name, "captions": [f"a {name} square", name], "tone": "warm" if name == "red" else "cold"} for name in COLORS
+        {"key": name, "captions": [f"a {name} square", name], "tone": "warm" if name == "red" else "cold"}
+        for name in COLORS
     ]
 
 
@@ -32,7 +32,8 @@ def flat(name: str, size: int = 8) -> bytes:
 def parquet(tmp_path: Path) -> Path:
     """The pictures as parquet, images as Hugging Face stores them."""
     table = [{**row, "image": {"bytes": flat(str(row["key"])), "path": "x.webp"}} for row in rows()]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "set.parquet")
+    arrow, files = import_module("pyarrow"), import_module("pyarrow.parquet")  # without types
+    files.write_table(arrow.Table.from_pylist(table), tmp_path / "set.parquet")
     return tmp_path / "set.parquet"
 
 
@@ -47,11 +48,11 @@ def test_all_layouts_give_the_same_pictures(parquet: Path, tmp_path: Path) -> No
     for name in COLORS:
         (texts / f"{name}.txt").write_text(f"a {name} square\n{name}\n")
     sets = [read_pictures(path) for path in (parquet, listed, texts)]
-    for name, (r, g, b) in COLORS.items():
+    for name, color in COLORS.items():
         for found in sets:
             at = next(i for i, picture in enumerate(found.pictures) if name in picture.key)
             assert found.pictures[at].captions == (f"a {name} square", name)
-            assert found.pixels([at], 4)[0, :, 1, 2].tolist() == [r, g, b]
+            assert torch.equal(found.pixels([at], 4)[0, :, 1, 2], torch.tensor(color, dtype=torch.uint8))
     assert sets[0].fingerprint() == sets[1].fingerprint()
 
 
@@ -70,7 +71,7 @@ def test_damaged_picture_is_named_and_replaced(parquet: Path, caplog: pytest.Log
     pictures[1] = pictures[1]._replace(read=lambda: flat("green")[:20])
     with caplog.at_level(logging.WARNING):
         pixels = PictureSet(tuple(pictures)).pixels([1], 4)
-    assert pixels[0, :, 0, 0].tolist() == [0, 0, 255]
+    assert torch.equal(pixels[0, :, 0, 0], torch.tensor(COLORS["blue"], dtype=torch.uint8))
     assert "green cannot be decoded" in caplog.text
 
 
@@ -86,7 +87,11 @@ def test_fingerprint_follows_captions_and_pixels(parquet: Path) -> None:
     reworded[0] = reworded[0]._replace(captions=("other",))
     repainted = list(found.pictures)
     repainted[0] = repainted[0]._replace(read=lambda: flat("blue"))
-    prints = {found.fingerprint(), PictureSet(tuple(reworded)).fingerprint(), PictureSet(tuple(repainted)).fingerprint()}
+    prints = {
+        found.fingerprint(),
+        PictureSet(tuple(reworded)).fingerprint(),
+        PictureSet(tuple(repainted)).fingerprint(),
+    }
     assert len(prints) == 3
 
 

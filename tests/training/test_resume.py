@@ -18,15 +18,19 @@ from mezzotint.training import loop, state
 from mezzotint.training.config import TrainConfig
 from mezzotint.training.loop import train
 from mezzotint.training.run import Run
-from tests.training.toy import ToyPart, config
+from training.toy import ToyPart, config
 
 KILLED = 2**31  # more points than a run passes
+
+
+def _nothing(_name: str) -> None:
+    """What find_spec says of a package that is not installed."""
 
 
 @pytest.fixture(autouse=True)
 def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
     """Leave its second of import out of every life."""
-    monkeypatch.setattr("mezzotint.training.journal.find_spec", lambda name: None)
+    monkeypatch.setattr("mezzotint.training.journal.find_spec", _nothing)
 
 
 def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
@@ -94,7 +98,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mezzotint.training.journal.find_spec", lambda name: None)
+        patch.setattr("mezzotint.training.journal.find_spec", _nothing)
         assert train(ToyPart(), config(), folder)  # here, not in a child: what it imports is there for every child
     return folder
 
@@ -115,34 +119,33 @@ def test_killed_at_every_point_of_the_first_saves(whole: Path, tmp_path: Path) -
         assert same(whole, folder)
 
 
-def forget_averages(run: Run, held: dict[str, Tensor]) -> None:
-    fresh = {name: [w.clone() for w in run.weights()] for name in run.averages}
-    run.averages = fresh
+def forget_averages(run: Run) -> None:
+    run.averages = {name: [w.clone() for w in run.weights()] for name in run.averages}
 
 
-def forget_random_state(run: Run, held: dict[str, Tensor]) -> None:
+def forget_random_state(run: Run) -> None:
     torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
 
 
-def forget_optimizer(run: Run, held: dict[str, Tensor]) -> None:
+def forget_optimizer(run: Run) -> None:
     for optimizer in run.optimizers.values():
         optimizer.state.clear()
 
 
-def skip_a_sample(run: Run, held: dict[str, Tensor]) -> None:
+def skip_a_sample(run: Run) -> None:
     samples = run.order.samples
     run.order.samples = lambda start, count: samples(start + 1, count)
 
 
 @pytest.mark.parametrize("bug", [forget_averages, forget_random_state, forget_optimizer, skip_a_sample])
-def test_planted_bugs_are_caught(whole: Path, tmp_path: Path, bug: Callable[[Run, dict[str, Tensor]], None]) -> None:
+def test_planted_bugs_are_caught(whole: Path, tmp_path: Path, bug: Callable[[Run], None]) -> None:
     """What trainers really got wrong. Each must make the comparison fail, or the comparison is worth nothing."""
     fill = Run._fill  # pyright: ignore[reportPrivateUsage]
 
     def plant() -> None:
-        def broken(run: Run, held: dict[str, Tensor]) -> None:
-            fill(run, held)
-            bug(run, held)
+        def broken(self: Run, held: dict[str, Tensor]) -> None:
+            fill(self, held)
+            bug(self)
 
         Run._fill = broken  # pyright: ignore[reportPrivateUsage]
 

@@ -4,7 +4,7 @@ A part owns its networks and its data. The loop owns precision, optimisation, av
 must take every random number from generators keyed by what they are for, so that it has no state to save.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -36,9 +36,20 @@ class Loss(NamedTuple):
 class Part(Protocol):
     """Something trainable. `players` take turns within a step (a generator and its discriminator); most have one."""
 
-    players: Mapping[str, nn.Module]  # the float32 weights, by player
-    count: int  # samples
-    groups: list[str] | None  # labels of samples that should share batches
+    @property
+    def players(self) -> Mapping[str, nn.Module]:
+        """The float32 weights, by player."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        ...
+
+    @property
+    def groups(self) -> Sequence[str] | None:
+        """A label per sample if samples of one label should share batches."""
+        ...
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Batch) -> Loss | None:
         """The player's loss; None if it does not play at this step. `networks` hold the weights to use."""
