@@ -169,7 +169,8 @@ def test_interrupt_leaves_no_broken_file_and_exits_130(world: Path) -> None:
         time.sleep(2)
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
-        assert process.wait(60) == 130, said
+        # while C code imports something, Python dies of the signal itself at its end: a shell calls that 130, too
+        assert process.wait(60) in {130, -signal.SIGINT}, said
     assert "interrupted" in said
     assert "Traceback" not in said
     assert not [path for path in (world / "outputs").iterdir() if path.is_file()]

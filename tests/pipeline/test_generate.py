@@ -193,6 +193,20 @@ def test_pixels_outside_the_mask_are_the_inputs_own(system: System, photo: Image
     assert not np.array_equal(_pixels(loose)[outside], _pixels(photo)[outside])
 
 
+def test_a_picture_larger_than_the_model_is_pasted_at_its_own_size(
+    system: System, photo: Image.Image, mask: Image.Image
+):
+    large, hole = photo.resize((200, 160)), mask.resize((200, 160), Image.Resampling.NEAREST)
+    made = generate(system, **BASE, seed=1, image=large, mask=hole, feather=0).images[0]
+    outside = _pixels(hole) < 128
+    assert np.array_equal(_pixels(made)[outside], _pixels(large)[outside])
+    assert not np.array_equal(_pixels(made), _pixels(large))
+    sized = generate(system, **BASE, seed=1, image=large, mask=hole, width=64, height=64).images[0]
+    assert sized.size == (64, 64)
+    with pytest.raises(RequestError, match="canvas: is for a mask with paste"):
+        generate(system, **BASE, image=large, canvas=(200, 160))
+
+
 def test_words_that_do_not_fit_are_told(system: System):
     text = "word " * 20 + "last"
     result = generate(system, prompt=text, steps=1, seed=1)

@@ -8,8 +8,8 @@ import typer
 from mezzotint.cli.console import print_json, stderr, stdout
 from mezzotint.cli.options import Device, Json, Output
 from mezzotint.cli.pictures import Source
-from mezzotint.errors import RequestError
-from mezzotint.images import check_folder, read_metadata
+from mezzotint.errors import CheckpointError
+from mezzotint.images import check_folder
 
 
 def replay(
@@ -26,23 +26,19 @@ def replay(
 
     Example: mezzotint replay picture.png -m model
     """
-    record = read_metadata(picture).record
-    if record is None:
-        raise RequestError(
-            f"{str(picture)!r} carries no mezzotint record; only pictures made by mezzotint can be replayed"
-        )
-    name, sha256 = record["model"]["unet"]["name"], record["model"]["unet"]["sha256"]
-    if model is None and name != "icons" and not Path(name).exists():
-        raise RequestError(f"{picture} was made with {name!r} (sha256 {sha256[:10]}); say where it is with --model")
-    system = Source(path=model or name, dtype=dtype or record["execution"]["dtype"], device=device).load()
-
     from mezzotint.pipeline import generate as pipeline
 
+    name, recorded_dtype = pipeline.recorded_source(picture)
+    check_folder(output)
+    try:
+        system = Source(path=model or name, dtype=dtype or recorded_dtype, device=device).load()
+    except CheckpointError as error:
+        hint = "" if model else f"; {picture} was made with it: say where it is now with --model"
+        raise CheckpointError(f"{error}{hint}") from None
     expectation = pipeline.expect(picture, system)
     stderr.print("equal bits are expected" if expectation.is_exact else "equal bits are not certain:", markup=False)
     for difference in expectation.differences:
         stderr.print(f"  {difference}", markup=False, soft_wrap=True)
-    check_folder(output)
     again = pipeline.replay(picture, system)
     (path,) = again.result.save(output)
     if json:

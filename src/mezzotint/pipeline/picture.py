@@ -53,12 +53,12 @@ class Studio:
 
     @cached_property
     def original(self) -> Image.Image:
-        """The given image at the size of the result."""
+        """The given image at the size that the model works at."""
         return self._fitted("image").convert("RGB")
 
     @cached_property
     def mask(self) -> np.ndarray[Any, np.dtype[np.float32]]:  # Any: numpy's shape parameter
-        """[h w] of the result; 1 where it is made again."""
+        """[h w] at the size that the model works at; 1 where it is made again."""
         return to_mask(self._fitted("mask"))
 
     @cached_property
@@ -85,11 +85,11 @@ class Studio:
         image = request.reference.open("reference").convert("RGB")
         return self.system.embed(clip_pixels(image, tower.config.size, request.reference_crop))
 
-    def _fitted(self, name: str) -> Image.Image:
+    def _fitted(self, name: str, size: tuple[int, int] | None = None) -> Image.Image:
         request = self.resolved.request
         picture = request.image if name == "image" else request.mask
         assert picture is not None
-        return fitted(picture.open(name), request.width or 0, request.height or 0, request.resize)
+        return fitted(picture.open(name), *(size or (request.width or 0, request.height or 0)), request.resize)
 
     def rows(self, seed: int) -> Rows:
         """The trajectory of the picture with this seed; returns its latent."""
@@ -172,7 +172,9 @@ class Studio:
         made = to_image(self.system.decode(latent)[0].numpy())
         if request.mask is None or not request.paste:
             return made
-        return pasted(self.original, made, feathered(self.mask, request.feather))
+        size = request.canvas or made.size
+        mask = feathered(to_mask(self._fitted("mask", size)), request.feather)
+        return pasted(self._fitted("image", size), fitted(made, *size), mask)
 
 
 def _randn(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

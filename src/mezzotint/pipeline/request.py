@@ -105,6 +105,10 @@ class Request(BaseModel):
     resize: Resize = Field(default="stretch", description="how image and mask are brought to the size")
     feather: int = Field(default=8, ge=0, le=128, description="pixels over which the mask's edge falls off")
     paste: bool = Field(default=True, description="put the input's own pixels back outside the feathered mask")
+    canvas: tuple[int, int] | None = Field(
+        default=None,
+        description="size of a pasted result, width height; none: width and height, or without these the input's own",
+    )
     reference: ImageRef | None = Field(default=None, description="picture to vary (unCLIP models)")
     reference_crop: Literal["ldm", "crop"] = Field(
         default="ldm", description="how it is brought to a square: squashed, or its centre"
@@ -178,6 +182,8 @@ class Request(BaseModel):
     def _consistent(self) -> "Request":
         if self.mask and not self.image:
             raise ValueError("mask: needs the image that it belongs to; give image too")
+        if self.canvas and not (self.mask and self.paste and self.resize == "stretch"):
+            raise ValueError("canvas: is for a mask with paste and resize 'stretch'; give width and height instead")
         if self.strength is not None and not self.image:
             raise ValueError("strength: means something only with an image; give image or leave it out")
         if self.guidance_interval and self.guidance_interval[0] > self.guidance_interval[1]:

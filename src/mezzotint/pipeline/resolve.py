@@ -66,6 +66,7 @@ def resolve(system: "System", asked: Request) -> Resolved:
         update={
             "width": width,
             "height": height,
+            "canvas": _canvas(asked),
             "steps": steps,
             "strength": strength,
             "seed": secrets.randbelow(SEED_RANGE) if asked.seed is None else asked.seed,
@@ -117,6 +118,14 @@ def _size(system: "System", asked: Request) -> tuple[int, int]:
             max(SIZE_STEP, int(side * scale + 0.5) // SIZE_STEP * SIZE_STEP) for side in (given_width, given_height)
         )
     return asked.width or default_width, asked.height or default_height
+
+
+def _canvas(asked: Request) -> tuple[int, int] | None:
+    """Size that a masked result is pasted at: as asked; the input's own, which a model may be too small for."""
+    sized = asked.width or asked.height
+    if asked.canvas or sized or not (asked.image and asked.mask and asked.paste and asked.resize == "stretch"):
+        return asked.canvas
+    return asked.image.open("image").size
 
 
 def _trajectory(system: "System", asked: Request, steps: int, strength: float | None) -> tuple[Plan, int]:
