@@ -389,6 +389,17 @@ def test_notes_survive(folder: Path, tmp_path: Path):
     assert (said["schema"], said["preset"]) == (1, "sd15")
 
 
+def test_metadata_without_a_u_net_is_refused(tmp_path: Path):
+    file = tmp_path / "a.safetensors"
+    save_file(checkpoint("sd15"), file)
+    header = read_header(file)
+    said = json.loads(header.metadata["mezzotint"])
+    del said["components"]["unet"]
+    write_state(file, dict(read_state(file)), header.metadata | {"mezzotint": json.dumps(said)})
+    with pytest.raises(CheckpointError, match="the metadata describes no U-Net"):
+        read(file)
+
+
 def test_nothing_in_a_config_is_run_or_followed(folder: Path, tmp_path: Path):
     """Keys that make other programs import code, and a class that is none."""
     canary = tmp_path / "canary"

@@ -90,6 +90,7 @@ def test_vectors_and_labels():
     assert unet(addition_embed_type="text_time", projection_class_embeddings_input_dim=2816,
                 addition_time_embed_dim=256).vector == 2816  # fmt: skip
     assert unet(num_class_embeds=1000).labels == 1000
+    assert unet(cross_attention_dim=None).context is None
     assert unet(time_cond_proj_dim=256).guidance == 256
     assert unet(projection_class_embeddings_input_dim=7).vector == 0  # without a type it means nothing
 

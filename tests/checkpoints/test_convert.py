@@ -80,6 +80,24 @@ def test_diffusers_loads_the_folder(family: str, tmp_path: Path):
             assert tokenizer.pad_token_id == pad
 
 
+@pytest.mark.parametrize("family", ["sd2-depth", "sd15-inpaint", "sd15-ip2p", "sd2-inpaint", "sd2-unclip-l"])
+def test_every_family_survives_both_layouts(family: str, tmp_path: Path):
+    model = checkpoint(family)
+    save_folder(model, tmp_path / "a")
+    convert(tmp_path / "a", tmp_path / "b.safetensors")
+    found = read(tmp_path / "b.safetensors")
+    assert (found.preset, read(tmp_path / "a").preset) == (family, family)
+    assert {role: part.config for role, part in found.components.items()} == {
+        role: part.config for role, part in model.components.items()
+    }
+
+
+def test_other_folders_are_listed(tmp_path: Path):
+    save_folder(checkpoint("sd15"), tmp_path / "a")
+    (tmp_path / "a" / "safety_checker").mkdir()
+    assert convert(tmp_path / "a", tmp_path / "b").notes == ("safety_checker/: not converted",)
+
+
 def original(family: str) -> tuple[Checkpoint, State]:
     """A model as it was released: with an average, a schedule, and what folders have no place for."""
     model = checkpoint(family)

@@ -178,6 +178,23 @@ def test_paths_that_are_no_files(tmp_path: Path):
         files.read_header(tmp_path / "pipe.safetensors")
 
 
+def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    files.write_state(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
+
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=r"a.safetensors cannot be read: Permission denied"):
+        files.read_header(tmp_path / "a.safetensors")
+
+
+def test_the_official_parser_has_the_last_word(tmp_path: Path):
+    path = raw_file(tmp_path / "a.safetensors", {"a": entry(0, 0, [0, 2**70])})
+    with pytest.raises(CheckpointError, match=r"a.safetensors is not a valid safetensors file: .*; download it again"):
+        files.read_state(path)
+
+
 def test_unknown_key_is_named(tmp_path: Path):
     files.write_state(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="no tensor 'b' in the file and 1 more"):

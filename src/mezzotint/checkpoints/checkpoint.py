@@ -385,4 +385,6 @@ def _said_configs(said: Mapping[str, object], path: Path) -> dict[str, Config]:
         if role in said:
             fields = Fields(path, _object(said[role]))
             configs[role] = _config(role, fields, has_projection="WithProjection" in str(fields.get("architectures")))
+    if "unet" not in configs:
+        raise CheckpointError(f"{path}: the metadata describes no U-Net; write the file again")
     return configs

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from mezzotint.checkpoints.checkpoint import read
-from mezzotint.checkpoints.component import Checkpoint
+from mezzotint.checkpoints.component import STEMS, TOKENIZERS, Checkpoint
 from mezzotint.checkpoints.ldm import EMA, ema_map
 from mezzotint.checkpoints.save import Report, save_file, save_folder
 from mezzotint.checkpoints.translate import apply, shapes_of
@@ -15,6 +15,13 @@ from mezzotint.errors import CheckpointError, unknown
 from mezzotint.models.unet import UNetConfig
 
 Layout = Literal["diffusers", "ldm"]
+
+READ = {*STEMS, *TOKENIZERS.values(), "scheduler"} | {
+    "feature_extractor",
+    "image_noising_scheduler",
+    "low_res_scheduler",
+}
+"""Folders of a model whose content is read, or written anew because it is the same everywhere."""
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -46,11 +53,31 @@ def convert(
     found = read(source, preset=preset, objective=objective, variant=variant, vae=vae)
     found = averaged(found) if ema else found
     precision = PRECISIONS[dtype] if dtype else None
-    if (to or ("ldm" if Path(target).suffix == ".safetensors" else "diffusers")) == "diffusers":
+    report = _written(found, Path(target), to, precision, shard_bytes, keep_extra=keep_extra)
+    return replace(report, notes=report.notes + _left_out(Path(source)))
+
+
+def _written(
+    found: Checkpoint,
+    target: Path,
+    to: Layout | None,
+    precision: torch.dtype | None,
+    shard_bytes: int | None,
+    *,
+    keep_extra: bool,
+) -> Report:
+    if (to or ("ldm" if target.suffix == ".safetensors" else "diffusers")) == "diffusers":
         return save_folder(found, target, dtype=precision, shard_bytes=shard_bytes, keep_extra=keep_extra)
     if shard_bytes:
         raise CheckpointError(f"{target}: a single file cannot be split; convert to a folder, or leave out shards")
     return save_file(found, target, dtype=precision, keep_extra=keep_extra)
+
+
+def _left_out(source: Path) -> tuple[str, ...]:
+    """Folders of a model that are not read: the safety checker, the depth estimator of SD 2."""
+    folders = sorted(entry.name for entry in source.iterdir() if entry.is_dir()) if source.is_dir() else []
+    is_whole = (source / "model_index.json").is_file()
+    return tuple(f"{name}/: not converted" for name in folders if is_whole and name not in READ)
 
 
 def averaged(found: Checkpoint) -> Checkpoint:

@@ -296,9 +296,7 @@ def _parse_header(path: Path, raw: bytes, data_bytes: int) -> Header:
         parsed: object = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the header is damaged ({error}); download it again") from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{path}: the header is not a JSON object; download it again")
-    entries = cast("dict[str, object]", parsed)  # keys of a JSON object are strings
+    entries = cast("dict[str, object]", parsed)  # it starts with "{"
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{path}: __metadata__ is not a JSON object")
