@@ -27,7 +27,7 @@ def in_readme() -> list[str]:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
     lines = [line.partition("   #")[0].strip() for block in blocks for line in block.splitlines()]
-    lines += re.findall(r"`(mezzotint [^`]*)`", text)
+    lines += re.findall(r"`(mezzotint [^`]*)`", text[: text.index("## Tree")])
     return [line for line in lines if line.startswith("mezzotint ") and "$(" not in line]
 
 
