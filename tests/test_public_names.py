@@ -1,7 +1,8 @@
 """The public surface: what is promised exists, and nothing else is public by accident."""
 
-import mezzotint
 import pytest
+
+import mezzotint
 
 PROMISED = {
     *("load", "generate", "stream", "replay", "Request", "Progress", "Result", "System"),

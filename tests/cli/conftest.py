@@ -1,5 +1,6 @@
 """A folder with everything that the examples of README and `--help` name, and a way to run the command in it."""
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,12 +14,10 @@ from PIL import Image, ImageDraw
 from mezzotint.checkpoints.checkpoint import default_scheduler
 from mezzotint.checkpoints.component import Checkpoint, Component
 from mezzotint.checkpoints.save import save_folder
-from mezzotint.checkpoints.translate import Config
+from mezzotint.checkpoints.translate import Config, shapes_of
 from mezzotint.cli.main import run
-from mezzotint.models.clip import ImageConfig, ImageTower, TextConfig, TextTower
+from mezzotint.models.clip import ImageConfig
 from mezzotint.models.presets import PRESETS
-from mezzotint.models.unet import UNet, UNetConfig
-from mezzotint.models.vae import AutoencoderKL, VAEConfig
 
 IMAGE_TOWER = ImageConfig(width=32, layers=2, heads=4, mlp=64, activation="gelu", projection=16, patch=56)
 
@@ -36,18 +35,17 @@ Command = Callable[..., Ran]
 
 def drawn(role: str, config: Config) -> Component:
     """A network with random weights of reasonable size."""
-    with torch.random.fork_rng():
-        torch.manual_seed(sum(role.encode()))
-        match config:
-            case UNetConfig():
-                network = UNet(config)
-            case VAEConfig():
-                network = AutoencoderKL(config)
-            case TextConfig():
-                network = TextTower(config)
-            case ImageConfig():
-                network = ImageTower(config)
-    return Component(role=role, config=config, state=network.state_dict(), source=Path())
+    generator = torch.Generator().manual_seed(sum(role.encode()))
+
+    def weights(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if name.endswith("bias"):
+            return torch.zeros(shape)
+        if len(shape) == 1:
+            return torch.ones(shape)
+        return torch.randn(shape, generator=generator) * (shape[0] / math.prod(shape)) ** 0.5
+
+    state = {name: weights(name, shape) for name, shape in shapes_of(config).items()}
+    return Component(role=role, config=config, state=state, source=Path())
 
 
 def tiny_checkpoint(*, is_unclip: bool = False) -> Checkpoint:

@@ -267,7 +267,9 @@ def check_recursion(name: str, options: dict[str, object], recursion: Callable[[
         assert variance(result) == pytest.approx(recursion([level.sigma for level in levels], start**2), rel=1e-10)
 
 
-@pytest.mark.parametrize(("name", "options", "recursion"), RECURSIONS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("name", "options", "recursion"), RECURSIONS, ids=lambda value: getattr(value, "__name__", None) or str(value)
+)
 def test_moments_follow_the_recursion(
     name: str, options: dict[str, object], recursion: Callable[[list[float], float], float]
 ) -> None:
