@@ -31,16 +31,16 @@ picture: ## write pictures for PROMPT with MODEL (default: the packaged model) i
 	@$(BIN)/mezzotint generate "$(PROMPT)" --model "$(MODEL)" --output outputs
 
 test: .venv/developed ## what CI runs: style, types, import layers, tests
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ruff format --check .
+	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q tests/models tests/diffusion --jaxtyping-packages=mezzotint,beartype.beartype
 
 check: .venv/developed ## for every commit: style, types, import layers, fast tests
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -x
 
 test-long: .venv/developed ## the long forms: full-size models, many kills

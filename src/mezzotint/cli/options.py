@@ -11,7 +11,9 @@ import typer
 from mezzotint.errors import RequestError
 from mezzotint.pipeline.request import ImageRef, Request
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Checkpoint: folder, file, ORG/NAME, or icons.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", envvar="MEZZOTINT_MODEL", help="Checkpoint: folder, file, ORG/NAME, or icons.")
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder that the pictures are written to.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
