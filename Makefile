@@ -27,7 +27,7 @@ help:  ## list the targets
 
 picture: ## write pictures for PROMPT with MODEL (default: the packaged model) into outputs/
 	@test -n "$(MODEL)" || { echo 'no model: there is none in this package yet; name one with: make picture MODEL=path/to/checkpoint'; exit 1; }
-	@$(MAKE) --no-print-directory .venv/installed
+	@$(MAKE) --silent .venv/installed
 	@$(BIN)/mezzotint generate "$(PROMPT)" --model "$(MODEL)" --output outputs
 
 test: .venv/developed ## what CI runs: style, types, import layers, tests
