@@ -1,8 +1,8 @@
 # mezzotint: `make` lists what there is. Needs Python >= 3.11 and make; everything else goes into .venv.
 #
-# torch comes first, from a CPU build: without it, pip takes the newest CUDA build (several GB). Where that pinned
-# version has no CPU wheel, or you have a GPU: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu",
-# or install torch into .venv yourself.
+# torch comes first, from a CPU build: without it, pip takes the newest CUDA build (several GB). Where pip finds no CPU
+# build of this version, or you have a GPU, install torch into .venv yourself (PyTorch's site has the line), or give
+# pip's words: make TORCH="torch==2.13.0 --index-url ..." with the index of CPU builds.
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 MODEL ?= $(wildcard src/mezzotint/assets/icons)
