@@ -1,7 +1,8 @@
 """A training recipe: frozen settings, read from YAML whose keys have the names of diffusers' scripts where one exists.
 
 `parse` turns plain YAML data into any frozen dataclass and refuses unknown keys with the nearest known name, so that a
-mistyped setting never trains silently with its default.
+mistyped setting never trains silently with its default. A recipe may name stages, each a few changes to the rest, which
+are trained one after another.
 """
 
 import hashlib
@@ -78,6 +79,8 @@ class TrainConfig:
     mixed_precision: Literal["no", "bf16"] = "bf16"
     seed: int = 0
     ema: tuple[EmaConfig, ...] = ()
+    starts_from: str = ""  # recipe whose weights are continued; "" = the stage before, or nothing
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])  # where the numbers come from, for readers
     needs: Mapping[str, str] = field(default_factory=dict[str, str])  # runs that this one builds on, by role
     logging_steps: int = 10
     checkpointing_steps: int = 500
@@ -92,6 +95,11 @@ class TrainConfig:
                 raise ConfigError(f"{name} {getattr(self, name)}: at least 1 is needed")
         if self.learning_rate <= 0:
             raise ConfigError(f"learning_rate {self.learning_rate}: must be above 0")
+
+    @property
+    def batch(self) -> int:
+        """Samples of a step."""
+        return self.train_batch_size * self.gradient_accumulation_steps
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: a pure function, so nothing about it needs to be saved."""
@@ -110,7 +118,7 @@ class TrainConfig:
         """Hash of the settings that a run may not change when it continues: all but its length and what it reports."""
         free = {
             "max_train_steps", "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "validation_steps",
-            "validation_prompts", "snapshot_steps", "needs", "lr_decay_steps",
+            "validation_prompts", "snapshot_steps", "needs", "lr_decay_steps", "sources",
         }  # fmt: skip
         defaults = {f.name: f.default for f in fields(self)}  # left out, so that new settings change no old hash
         kept = {name: value for name, value in asdict(self).items() if name not in free and value != defaults[name]}
@@ -177,35 +185,76 @@ def _value(hint: Any, value: object, where: str) -> Any:  # Any: type hints and 
 
 
 def recipe(name: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
-    """The recipe at a path, or the packaged one called `set-part` (icons-unet), with `key=value` changes applied.
+    """The recipe at a path, or the packaged one of this name (icons-unet, sd-v1-5), with `key=value` changes applied.
 
-    Raises: ConfigError if there is none of this name, or something in it is wrong.
+    Raises: ConfigError if there is none of this name, something in it is wrong, or it has several stages.
     """
+    found = stages(name, changes)
+    if len(found) > 1:
+        raise ConfigError(f"{name}: {len(found)} stages where one was expected")
+    return found[0]
+
+
+def stages(name: str | Path, changes: Sequence[str] = ()) -> tuple[TrainConfig, ...]:
+    """The stages of a recipe in the order of training; most recipes are one. Changes apply to every stage.
+
+    Raises: ConfigError as `recipe`.
+    """
+    data = yaml.safe_load(_text(name))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name}: no recipe; a mapping of settings was expected")
+    common = typing.cast("dict[str, Any]", data)
+    changed: list[dict[str, Any]] = common.pop("stages", None) or [{}]
+    return tuple(
+        parse(TrainConfig, _merged(_merged(common, stage), *map(_change, changes)), _at(i, len(changed)))
+        for i, stage in enumerate(changed)
+    )
+
+
+def packaged() -> dict[str, str]:
+    """Text of every packaged recipe, by name: set-part, and the plain name for those of the lineage."""
+    return {
+        ("" if folder.name == "lineage" else f"{folder.name}-") + file.name.removesuffix(".yaml"): text
+        for folder in resources.files("mezzotint.recipes").iterdir()
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.name.endswith(".yaml") and "\npart:" in (text := file.read_text("utf-8"))
+    }
+
+
+def _text(name: str | Path) -> str:
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} and path.exists():
-        text = path.read_text("utf-8")
-    else:
-        packaged = {
-            f"{folder.name}-{file.name.removesuffix('.yaml')}": file
-            for folder in resources.files("mezzotint.recipes").iterdir()
-            if folder.is_dir()
-            for file in folder.iterdir()
-            if file.name.endswith(".yaml") and "\npart:" in file.read_text("utf-8")
-        }
-        if str(name) not in packaged:
-            raise ConfigError(unknown("recipe", str(name), packaged))
-        text = packaged[str(name)].read_text("utf-8")
-    data = yaml.safe_load(text)
-    for change in changes:
-        dotted, equals, value = change.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {change!r}: key=value was expected")
-        *parents, last = dotted.split(".")
-        place = data
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = yaml.safe_load(value)
-    return parse(TrainConfig, data)
+        return path.read_text("utf-8")
+    if str(name) not in (known := packaged()):
+        raise ConfigError(unknown("recipe", str(name), known))
+    return known[str(name)]
+
+
+def _at(stage: int, count: int) -> str:
+    return f"recipe.stages[{stage}]" if count > 1 else "recipe"
+
+
+def _change(said: str) -> dict[str, Any]:
+    """`a.b=value` as {a: {b: value}}."""
+    dotted, equals, value = said.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {said!r}: key=value was expected")
+    change: Any = yaml.safe_load(value)
+    for name in reversed(dotted.split(".")):
+        change = {name: change}
+    return change
+
+
+def _merged(first: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings laid over each other, key by key at every depth; what is no mapping is replaced."""
+    merged = dict(first)
+    for other in others:
+        for name, value in other.items():
+            below = merged.get(name)
+            both = isinstance(below, Mapping) and isinstance(value, Mapping)
+            merged[name] = _merged(typing.cast("Mapping[str, Any]", below), value) if both else value
+    return merged
 
 
 def shortened(config: TrainConfig, steps: int) -> TrainConfig:

@@ -77,16 +77,18 @@ class Inputs:
     cache: Path
 
     def run(self, role: str) -> Path:
-        """Folder with the exported networks of the run that plays `role`.
+        """Folder with the exported networks of the run that plays `role`, or the model (a folder or a file) that does.
 
         Raises: ConfigError if the recipe names none or it has not been trained yet.
         """
         if role not in self.needs:
-            raise ConfigError(f"needs.{role}: this recipe builds on a trained {role}; name its run folder")
-        folder = self.needs[role] / "export"
-        if not folder.exists():
-            raise ConfigError(f"{self.needs[role]}: no exported networks; train the {role} first")
-        return folder
+            raise ConfigError(f"needs.{role}: this recipe builds on a trained {role}; name its run folder or a model")
+        path = self.needs[role]
+        if (path / "export").exists():
+            return path / "export"
+        if path.is_file() or (path / "model_index.json").is_file():
+            return path
+        raise ConfigError(f"{path}: no exported networks; train the {role} first, or name a model: needs.{role}=PATH")
 
 
 Make = Callable[[TrainConfig, Inputs], Part]

@@ -35,11 +35,14 @@ class DiffusionSettings:
     noise_offset: float = 0.0  # deviation of a constant added to each channel of the noise
     input_perturbation: float = 0.0  # deviation of extra noise that the target does not know
     proportion_empty_prompts: float = 0.1
+    timesteps_below: int | None = None  # train only these, the least noisy ones; None = all
     stratified: bool = True  # timesteps of a step spread evenly; False: drawn independently
 
     def __post_init__(self) -> None:
         if not 0 <= self.proportion_empty_prompts <= 1:
             raise ConfigError(f"proportion_empty_prompts {self.proportion_empty_prompts}: must lie in 0 … 1")
+        if self.timesteps_below is not None and not 0 < self.timesteps_below <= len(self.schedule()):
+            raise ConfigError(f"timesteps_below {self.timesteps_below}: must lie in 1 … {len(self.schedule())}")
         objective(self.prediction_type, self.schedule())  # refuses epsilon at zero terminal SNR
 
     def schedule(self) -> NoiseSchedule:
@@ -76,7 +79,7 @@ def examples(
     settings: DiffusionSettings, schedule: NoiseSchedule, latent: Float[Tensor, "b c h w"], batch: Batch, seed: int
 ) -> Examples:
     """Noised latents and targets of a batch, in the latents' dtype."""
-    t = timesteps(batch, len(schedule), seed, stratified=settings.stratified)
+    t = timesteps(batch, settings.timesteps_below or len(schedule), seed, stratified=settings.stratified)
     noise = gaussian(batch, latent.shape[1:], seed, "noise")
     if settings.noise_offset:
         offset = gaussian(batch, latent.shape[1:2], seed, "offset")
