@@ -31,7 +31,7 @@ def train(
 
     from mezzotint.training.config import recipe as read_recipe
     from mezzotint.training.loop import train as run
-    from mezzotint.training.part import Inputs, make
+    from mezzotint.training.part import Inputs, make, place_of
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if threads is not None:
@@ -45,7 +45,7 @@ def train(
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    needs = {role: (out / path).resolve() for role, path in config.needs.items()}
+    needs = {role: place_of(said, out) for role, said in config.needs.items()}
     part = make(config, Inputs(data=data, needs=needs, cache=out.parent / "cache"))
     is_finished = run(part, config, out, is_continued=resume == "auto", should_stop=lambda: bool(stopped))
     if not is_finished:

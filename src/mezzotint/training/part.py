@@ -4,9 +4,10 @@ A part owns its networks and its data. The loop owns precision, optimisation, av
 must take every random number from generators keyed by what they are for, so that it has no state to save.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, resources
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,6 +16,11 @@ from torch import Tensor, nn
 
 from mezzotint.errors import ConfigError, unknown
 from mezzotint.training.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+CARD = "card.json"  # beside a network that was packaged
+PACKAGED = "package:"  # begins the name of a folder among this package's assets
 
 
 class Batch(NamedTuple):
@@ -77,7 +83,8 @@ class Inputs:
     cache: Path
 
     def run(self, role: str) -> Path:
-        """Folder with the exported networks of the run that plays `role`, or the model (a folder or a file) that does.
+        """Folder with the exported networks of the run or the package that plays `role`, or the model that does: a
+        folder or a file.
 
         Raises: ConfigError if the recipe names none or it has not been trained yet.
         """
@@ -86,9 +93,31 @@ class Inputs:
         path = self.needs[role]
         if (path / "export").exists():
             return path / "export"
-        if path.is_file() or (path / "model_index.json").is_file():
+        if _is_trained(path):
             return path
         raise ConfigError(f"{path}: no exported networks; train the {role} first, or name a model: needs.{role}=PATH")
+
+
+def place_of(said: str, run: Path) -> Path:
+    """The folder or file that an entry of `needs` names, seen from the folder of the run that needs it.
+
+    `a | b` is a if something trained is there, else b; `package:NAME` is among this package's assets.
+    """
+    places = [
+        Path(str(resources.files("mezzotint"))) / "assets" / name.removeprefix(PACKAGED)
+        if name.startswith(PACKAGED)
+        else (run / name).resolve()
+        for name in (part.strip() for part in said.split("|"))
+    ]
+    found = next((place for place in places if _is_trained(place)), places[0])
+    if found != places[0]:
+        log.info("%s is not there: building on %s", places[0], found)
+    return found
+
+
+def _is_trained(place: Path) -> bool:
+    """Whether there is a run with exported networks, a packaged network, or a model."""
+    return place.is_file() or any((place / name).exists() for name in ("export", CARD, "model_index.json"))
 
 
 Make = Callable[[TrainConfig, Inputs], Part]

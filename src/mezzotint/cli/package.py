@@ -1,0 +1,38 @@
+"""`mezzotint package`: what a run has trained as files to give away."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def package(
+    recipe: Annotated[str, typer.Argument(help="The recipe that the run was trained by.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run.")],
+    data: Annotated[Path, typer.Option(help="Picture set of the run: for its licences.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: empty or new.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Changes that the run was trained with: key=value, dotted.")
+    ] = None,
+) -> None:
+    """Write a run's autoencoder or CLIP for other runs to build on, or its U-Net with both as a diffusers folder.
+
+    Example: mezzotint package icons-unet --run runs/unet --data icons64 --out icons
+    """
+    from mezzotint.training.config import recipe as read_recipe
+    from mezzotint.training.package import pack_model, pack_network
+    from mezzotint.training.part import Inputs, place_of
+
+    config = read_recipe(recipe, changes or ())
+    if config.part == "unet":
+        needs = {role: place_of(said, run) for role, said in config.needs.items()}
+        cards = pack_model(config, run, Inputs(data=data, needs=needs, cache=run.parent / "cache"), out)
+    else:
+        cards = (pack_network(config, run, data, out),)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    networks = ", ".join(f"{card.part} {card.parameters / 1e6:.1f} M after {card.steps:,} steps" for card in cards)
+    typer.echo(f"{out}: {networks}; {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    typer.run(package)
