@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mezzotint.data.buckets import BucketRule
 from mezzotint.data.drawing import encoded
+from mezzotint.data.filters import Bounds, Filters
 from mezzotint.data.pictures import PictureSet, decoded, read_pictures
 from mezzotint.errors import ConfigError, MezzotintError
 
@@ -107,3 +110,53 @@ def test_decoded_is_centred_and_white_behind() -> None:
     square = decoded(encoded(wide), 4)  # the middle third: red, red, white, white
     expected = torch.tensor([[255, 255, 255, 255], [0, 0, 255, 255], [0, 0, 255, 255]], dtype=torch.uint8)
     assert torch.equal(square[:, 2], expected)
+
+
+def test_table_of_addresses_can_be_curated(tmp_path: Path) -> None:
+    """LAION's parquet: columns and no pictures."""
+    table = [{"TEXT": f"fox {i}", "WIDTH": 600, "HEIGHT": 500 + i, "punsafe": i / 40} for i in range(40)]
+    arrow, files = import_module("pyarrow"), import_module("pyarrow.parquet")  # without types
+    files.write_table(arrow.Table.from_pylist(table), tmp_path / "laion.parquet")
+    rule = Filters(punsafe=Bounds(at_most=0.5), size=Bounds(at_least=512), readable=False)
+    kept, card = read_pictures(tmp_path / "laion.parquet").curated(rule)
+    assert [p.captions[0] for p in kept.pictures] == [f"fox {i}" for i in range(12, 21)]
+    assert [(gate.gate, gate.refused) for gate in card.gates] == [("punsafe", 19), ("size", 12)]
+    with pytest.raises(MezzotintError, match="no picture of the set can be decoded"):
+        kept.pixels([0], 8)
+
+
+def test_placed_leaves_out_what_has_no_size(parquet: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pictures = list(read_pictures(parquet).pictures)
+    pictures[1] = pictures[1]._replace(read=lambda: b"no picture")
+    with caplog.at_level(logging.WARNING):
+        found, places = PictureSet(tuple(pictures)).placed(BucketRule(resolution=64))
+    assert [p.key for p in found.pictures] == ["red", "blue"]
+    assert [place.original for place in places] == [(8, 8), (8, 8)]
+    assert "green is left out" in caplog.text
+
+
+def test_views_cut_each_picture_where_its_key_says(parquet: Path) -> None:
+    found = read_pictures(parquet)
+    wide = [p._replace(read=lambda: encoded(Image.new("RGB", (900, 64)))) for p in found.pictures]
+    rule = BucketRule(resolution=64, shortest=64, longest=64)
+    views = [[place.left for place in PictureSet(tuple(wide)).placed(rule, view)[1]] for view in (0, 1, 0)]
+    assert views[0] == views[2] != views[1]
+    assert PictureSet(tuple(wide[::-1])).placed(rule, 0)[1][0].left == views[0][-1]
+    assert [place.left for place in PictureSet(tuple(wide)).placed(rule)[1]] == [418] * 3
+
+
+def test_damaged_cut_is_replaced_within_its_bucket(parquet: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {"red": (8, 8), "green": (32, 8), "blue": (8, 8)}
+    pictures = [
+        p._replace(read=partial(encoded, Image.new("RGB", sizes[p.key], COLORS[p.key])))
+        for p in read_pictures(parquet).pictures
+    ]
+    found, places = PictureSet(tuple(pictures)).placed(BucketRule(resolution=64, step=32))
+    broken = [found.pictures[0]._replace(read=lambda: b"no picture"), *found.pictures[1:]]
+    with caplog.at_level(logging.WARNING):
+        cut = PictureSet(tuple(broken)).cut([0], places)
+    assert torch.equal(cut[0, :, 3, 3], torch.tensor(COLORS["blue"], dtype=torch.uint8))
+    assert "red cannot be decoded and is replaced" in caplog.text
+    alone = PictureSet((broken[0], found.pictures[1]))
+    with pytest.raises(MezzotintError, match="no picture of bucket 64x64 can be decoded"):
+        alone.cut([0], places[:2])

@@ -116,7 +116,8 @@ class PictureSet:
                 picture = picture.resize(place.resized, Image.Resampling.LANCZOS)
             window = (place.left, place.top, place.left + place.target.width, place.top + place.target.height)
             return torch.as_tensor(np.array(picture.crop(window))).permute(2, 0, 1).contiguous()
-        raise MezzotintError(f"no picture of bucket {placements[sample].target} can be decoded")
+        width, height = placements[sample].target
+        raise MezzotintError(f"no picture of bucket {width}x{height} can be decoded")
 
     def fingerprint(self) -> str:
         """SHA-256 over keys, captions and encoded pictures, in order."""

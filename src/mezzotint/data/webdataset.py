@@ -80,8 +80,11 @@ def _members(path: Path) -> Iterator[tuple[str, Span]]:
                 for member in archive:
                     if member.isreg() and not member.issparse():
                         yield member.name, Span(path, member.offset_data, member.size)
-            except tarfile.ReadError as error:
-                log.warning("%s is damaged; what comes before is used: %s", path, error)
+                is_whole = Span(path, archive.offset, tarfile.BLOCKSIZE).read() == bytes(tarfile.BLOCKSIZE)
+            except (tarfile.ReadError, OSError):
+                is_whole = False
+            if not is_whole:  # tarfile ends without a word at a header that it cannot read
+                log.warning("%s is damaged at byte %d; what comes before is used", path, archive.offset)
     except tarfile.ReadError:
         raise MezzotintError(f"{path}: no plain tar; compressed tars cannot be read in place, unpack them") from None
 
