@@ -49,6 +49,8 @@ def test_any_batch_can_be_asked_for_alone() -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     order = BucketOrder(BUCKETS, 8, seed=5)
+    epochs = [{frozenset(batch.samples) for batch in order.epoch(epoch)} for epoch in (0, 1)]
+    assert len(epochs[0] & epochs[1]) < order.batches / 4  # not the same batches in another order
     first = order.samples(0, order.count)
     assert first != order.samples(order.count, order.count)
     assert first != BucketOrder(BUCKETS, 8, seed=6).samples(0, order.count)

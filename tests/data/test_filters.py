@@ -135,8 +135,8 @@ def test_damaged_file_costs_a_line_that_names_it(caplog: pytest.LogCaptureFixtur
 def test_duplicates_leave_the_largest_whatever_the_order() -> None:
     pictures = [stored(f"own-{seed}", textured(seed)) for seed in range(20)]
     pictures += [pictures[i]._replace(key=f"same-{i}") for i in range(3)]
-    pictures += [stored(f"large-{i}", textured(i, 128)) for i in range(3, 5)]
-    expected = {f"own-{i}" for i in range(20) if i not in {3, 4}} | {"large-3", "large-4"}
+    pictures += [stored(f"wide-{i}", textured(i, 128)) for i in range(3, 5)]
+    expected = {f"own-{i}" for i in range(20) if i not in {3, 4}} | {"wide-3", "wide-4"}
     for seed in range(5):
         exact, near = distinct(random.Random(seed).sample(pictures, len(pictures)), Duplicates(distance=4))
         assert (exact.judged, exact.refused, near.judged, near.refused) == (25, 3, 22, 2)

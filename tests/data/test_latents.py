@@ -65,9 +65,12 @@ def test_only_what_a_bucket_depends_on_makes_it_anew(tmp_path: Path) -> None:
     shifted[0] = shifted[0]._replace(resized=Size(40, 40), left=8)
     bucket_moments(found, shifted, network, tmp_path)
     assert len(folders()) == 2 * len(begun) + 1
+    repainted = PictureSet((stored("p0", textured(8, 40)), *found.pictures[1:]))
+    assert not torch.equal(bucket_moments(repainted, places, network, tmp_path).of([0]), first.of([0]))
+    assert len(folders()) == 2 * len(begun) + 2
     wider = PictureSet((*found.pictures, stored("more", textured(9, 40))))
     bucket_moments(wider, [*places, RULE.place(Size(40, 40))], network, tmp_path)
-    assert len(folders()) == 2 * len(begun) + 2
+    assert len(folders()) == 2 * len(begun) + 3
 
 
 def test_latent_that_is_not_finite_names_its_picture(tmp_path: Path) -> None:
