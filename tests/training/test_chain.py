@@ -132,9 +132,10 @@ def test_unet_reads_its_text_and_shows_its_prompts(data: Path, runs: Path) -> No
     part = make(config, Inputs(data=data, needs=needs, cache=runs / "cache"))
     assert isinstance(part, UNetPart)
     assert part.count == 10
-    assert part.moments.shape == (10, 2, 8, 8, 8)
-    assert part.texts.shape == (1 + 2 * 12, 77, 16)
-    assert not torch.equal(part.texts[part.text_row["a red disc"]], part.texts[part.text_row["a blue disc"]])
+    assert torch.stack([*part.train.moments]).shape == (10, 2, 8, 8, 8)
+    (context,), row = part.texts.context, part.texts.row
+    assert context.shape == (1 + 2 * 12 + 1, 77, 16)  # the empty text, every caption, zeros
+    assert not torch.equal(context[row["a red disc"]], context[row["a blue disc"]])
     with Image.open(runs / "unet" / "sheets" / "step-00000004.png") as sheet:
         assert sheet.size == (32, 16)
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from mezzotint.data.filters import Filters
 from mezzotint.errors import ConfigError, unknown
 
 T = TypeVar("T")
@@ -25,13 +26,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Which pictures. `where` keeps rows by column values, `by` and `at_least` those with enough siblings."""
+    """Which pictures. `where` keeps rows by column values, `by` and `at_least` those with enough siblings; `filters` is
+    the data rule, by scores and sizes.
+    """
 
     resolution: int
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     by: str = ""
     at_least: int = 1
     group: str = ""  # column whose equal values stay together in a batch
+    filters: Filters | None = None
+    bucket_step: int = 0  # pictures keep their aspect in buckets with sides of such multiples; 0 = squares
 
     def __post_init__(self) -> None:
         if self.resolution < 8:
@@ -122,6 +127,8 @@ class TrainConfig:
         }  # fmt: skip
         defaults = {f.name: f.default for f in fields(self)}  # left out, so that new settings change no old hash
         kept = {name: value for name, value in asdict(self).items() if name not in free and value != defaults[name]}
+        added = {"filters": None, "bucket_step": 0}  # to a part that was always hashed whole: left out likewise
+        kept["data"] = {n: value for n, value in kept["data"].items() if n not in added or value != added[n]}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -192,7 +199,7 @@ def recipe(name: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
     found = stages(name, changes)
     if len(found) > 1:
         raise ConfigError(f"{name}: {len(found)} stages where one was expected")
-    return found[0]
+    return next(iter(found))
 
 
 def stages(name: str | Path, changes: Sequence[str] = ()) -> tuple[TrainConfig, ...]:
@@ -251,9 +258,10 @@ def _merged(first: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, A
     merged = dict(first)
     for other in others:
         for name, value in other.items():
-            below = merged.get(name)
-            both = isinstance(below, Mapping) and isinstance(value, Mapping)
-            merged[name] = _merged(typing.cast("Mapping[str, Any]", below), value) if both else value
+            if isinstance(value, Mapping) and isinstance(merged.get(name), Mapping):
+                merged[name] = _merged(merged[name], typing.cast("Mapping[str, Any]", value))
+            else:
+                merged[name] = value
     return merged
 
 

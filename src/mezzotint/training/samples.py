@@ -1,5 +1,6 @@
 """Pictures as parts see them: which ones train and which are held out, small displacements, and sheets of results."""
 
+import logging
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -13,6 +14,8 @@ from mezzotint.data.pictures import PictureSet, read_pictures
 from mezzotint.training.config import DataConfig
 from mezzotint.training.part import Inputs
 
+log = logging.getLogger(__name__)
+
 HELD_OUT_SHARE = 0.02  # of a set that does not say itself which pictures are held out
 MOST_SHIFT = 16  # a displaced picture moves by up to size / MOST_SHIFT
 WHITE = 255
@@ -22,13 +25,24 @@ def read_split(inputs: Inputs, data: DataConfig) -> tuple[PictureSet, PictureSet
     """(training pictures, held-out pictures): the set's own split if it has one, else one in fifty by their keys."""
     if (inputs.data / "train.parquet").exists():
         train, held = read_pictures(inputs.data / "train.parquet"), read_pictures(inputs.data / "heldout.parquet")
-        return train.select(data.where, by=data.by, at_least=data.at_least), held.select(data.where)
-    every = read_pictures(inputs.data).select(data.where, by=data.by, at_least=data.at_least)
+        train = train.select(data.where, by=data.by, at_least=data.at_least)
+        return _filtered(train, data), _filtered(held.select(data.where), data)
+    every = _filtered(read_pictures(inputs.data).select(data.where, by=data.by, at_least=data.at_least), data)
     is_held = [float(torch.rand((), generator=keyed("held-out", p.key))) < HELD_OUT_SHARE for p in every.pictures]
     parts = [
         PictureSet(tuple(p for p, held in zip(every.pictures, is_held, strict=True) if held == side)) for side in (0, 1)
     ]
     return parts[0], parts[1] if len(parts[1]) else parts[0]
+
+
+def _filtered(pictures: PictureSet, data: DataConfig) -> PictureSet:
+    """What the data rule leaves, with a line in the log for every gate."""
+    if data.filters is None:
+        return pictures
+    kept, card = pictures.curated(data.filters)
+    for gate in card.gates:
+        log.info("%s: %d of %d left", gate.gate, gate.left, gate.judged)
+    return kept
 
 
 def as_image(pixels: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:

@@ -1,19 +1,22 @@
-"""Training the U-Net on cached latents and cached text: from nothing, or from the weights of another run.
+"""Training the U-Net on cached latents and cached conditioning: from nothing, or from the weights of a run or a model.
 
-Latents are cached as moments of several slightly displaced views of each picture, and sampled anew every time. Text is
-cached as the tower's states for every caption. Null is the empty string, as in Stable Diffusion 1 and 2.
+Latents are cached as moments of several views of each picture, and sampled anew every time. What the network is told
+besides follows from its preset: text of one or two towers, sizes (XL), a noisy picture embedding (unCLIP).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from mezzotint.data.cache import cached, digest_of
+from mezzotint.checkpoints.component import text_roles
+from mezzotint.checkpoints.files import write_json, write_state
+from mezzotint.data.buckets import BucketRule
 from mezzotint.data.order import keyed
 from mezzotint.data.pictures import PictureSet
 from mezzotint.diffusion.guidance import guided
@@ -22,18 +25,31 @@ from mezzotint.diffusion.parameterisation import PARAMETERISATIONS, x0_from
 from mezzotint.diffusion.samplers import ddim
 from mezzotint.diffusion.sampling import Row, staged
 from mezzotint.diffusion.spacing import spaced
-from mezzotint.errors import ConfigError
-from mezzotint.models.clip import TextConfig, TextTower
+from mezzotint.errors import ConfigError, unknown
+from mezzotint.models.presets import PRESETS
 from mezzotint.models.unet import Conditioning, UNet, UNetConfig, initialise
-from mezzotint.models.vae import LOG_VARIANCE_RANGE, AutoencoderKL, VAEConfig
-from mezzotint.prompts.tokenizer import from_folder
+from mezzotint.prompts.encode import LAST, RULES, TowerRule
+from mezzotint.training.conditioning import (
+    Embedded,
+    Text,
+    drops,
+    fitting,
+    neutral_sizes,
+    read_embeddings,
+    read_texts,
+    size_count,
+    sizes_of,
+    vector_of,
+)
 from mezzotint.training.config import TrainConfig, parse
-from mezzotint.training.network import read_config, read_weights, write_network
+from mezzotint.training.inherited import TOWERS, read_autoencoder, read_image_tower, read_reader, read_start
+from mezzotint.training.network import write_network
 from mezzotint.training.part import Batch, Inputs, Loss
-from mezzotint.training.samples import as_image, displaced, read_split, sheet_of
+from mezzotint.training.samples import read_split, sheet_of
 from mezzotint.training.step import DiffusionSettings, examples
+from mezzotint.training.tiny import shrunk
+from mezzotint.training.views import Latents, check_resolution, read_latents, sampled, square
 
-CHUNK = 64  # pictures or texts at once without gradients
 VALIDATED = 128  # pictures of each side that validation looks at
 SHEET_COLUMNS = 6
 SHEET_STEPS = 20
@@ -41,16 +57,66 @@ SHEET_STEPS = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UNetSettings:
-    """The network, its objective, and how the sheet is sampled. `views`: displaced copies of each picture."""
+    """The network (a preset of the family, or a config of its own), its objective, and how the sheet is sampled.
 
-    model: UNetConfig
+    `views`: copies of each picture, moved or cut a little differently. `null_text`: what dropped text becomes; `drops`:
+    whether several towers lose it together. `scale: tiny` shrinks the preset's networks.
+    """
+
     diffusion: DiffusionSettings
+    model: UNetConfig | None = None
+    preset: str = ""
+    scale: Literal["full", "tiny"] = "full"
+    null_text: Literal["empty", "zeros"] = "empty"
+    drops: Literal["together", "each"] = "together"
+    image_drop: float = 0.0  # share of picture embeddings that become zeros
+    gradient_checkpointing: bool = False
     views: int = 4
     sheet_guidance: float = 3.0
 
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.preset == ""):
+            raise ConfigError("settings: exactly one of model and preset says what is trained")
+        if self.preset and self.preset not in PRESETS:
+            raise ConfigError(unknown("preset", self.preset, PRESETS))
+        if self.model is not None and self.model.vector:
+            raise ConfigError("settings.model.vector: only presets say what a vector means; name one instead")
+
+    @property
+    def unet(self) -> UNetConfig:
+        """The config of the network."""
+        if self.model is not None:
+            return self.model
+        preset = PRESETS[self.preset]
+        return shrunk(preset).unet if self.scale == "tiny" else preset.unet
+
+    @property
+    def rules(self) -> dict[str, TowerRule]:
+        """How each text tower is read, by its role in `needs`."""
+        if not self.preset:
+            return {"clip": LAST}
+        roles = {component: role for role, component in TOWERS.items()}
+        names = [roles[component] for component in text_roles(PRESETS[self.preset].text)]
+        return dict(zip(names, RULES[self.preset], strict=True))
+
+    @property
+    def is_told_picture(self) -> bool:
+        """Whether the network is told a picture embedding."""
+        return bool(self.preset) and PRESETS[self.preset].image is not None
+
+
+class Told(NamedTuple):
+    """What samples are told: a caption each, and sizes or picture embeddings if the network is told such."""
+
+    said: Sequence[str]
+    sizes: Float[Tensor, "b k"] | None
+    embedding: Float[Tensor, "b p"] | None
+
 
 class UNetPart:
-    """A `UNet` with frozen autoencoder and text tower."""
+    """A `UNet` with frozen autoencoder and towers."""
+
+    groups: list[str] | None = None
 
     def __init__(self, config: TrainConfig, inputs: Inputs) -> None:
         self.seed, self.size = config.seed, config.data.resolution
@@ -58,131 +124,142 @@ class UNetPart:
         self.schedule = self.settings.diffusion.schedule()
         self.prompts = config.validation_prompts
         self.autoencoder = read_autoencoder(inputs.run("autoencoder"))
-        self.pictures, held = read_split(inputs, config.data)
+        check_resolution(self.size, self.autoencoder.factor, config.data.bucket_step)
+        unet = self._unet(inputs)
+        unet.is_checkpointed = self.settings.gradient_checkpointing
+        self.players: dict[str, nn.Module] = {"unet": unet}
+        train, held = read_split(inputs, config.data)
         if config.data.by:
-            concepts = {picture.columns[config.data.by] for picture in self.pictures.pictures}
+            concepts = {picture.columns[config.data.by] for picture in train.pictures}
             held = PictureSet(tuple(p for p in held.pictures if p.columns[config.data.by] in concepts))
-        self.count, self.groups = len(self.pictures), None
         if not len(held):
             raise ConfigError("data: no held-out picture shows one of the trained concepts")
-        self.held = PictureSet(held.pictures[:VALIDATED])
-        self._encode_pictures(inputs.cache)
-        self._encode_texts(inputs)
-        unet = UNet(self.settings.model)
+        self._encode_texts(inputs, train, held := PictureSet(held.pictures[:VALIDATED]))
+        rule = BucketRule(resolution=self.size, step=config.data.bucket_step) if config.data.bucket_step else None
+        rule = rule or (square(self.size) if self.size_count else None)
+        self.train = read_latents(train, self.autoencoder, self.size, self.settings.views, inputs.cache, rule)
+        self.held = read_latents(held, self.autoencoder, self.size, 1, inputs.cache, rule)
+        self.count, self.buckets = len(self.train.pictures), self.train.buckets
+        self.embedded = self._embedded(inputs)
+
+    def _unet(self, inputs: Inputs) -> UNet:
+        config, weights = self.settings.unet, keyed(self.seed, "weights")
         if "start" in inputs.needs:
-            read_weights(inputs.run("start"), "unet", unet)
-        else:
-            initialise(unet, keyed(self.seed, "weights"))
-        self.players: dict[str, nn.Module] = {"unet": unet}
+            return read_start(inputs.run("start"), config, self.settings.preset or "this recipe", weights)
+        unet = UNet(config)
+        initialise(unet, weights)
+        return unet
 
-    def _encode_pictures(self, cache: Path) -> None:
-        """Moments of every view of the training pictures, and of the held-out ones as they are."""
-        views = self.settings.views
-        weights = digest_of(self.autoencoder)
+    def _encode_texts(self, inputs: Inputs, train: PictureSet, held: PictureSet) -> None:
+        """States of the text towers for every caption, for the prompts of the sheet and for the empty text."""
+        rules = self.settings.rules
+        readers = [read_reader(inputs.run(role), role) for role in rules]
+        widths = [reader.tower.config.width for reader in readers]
+        if sum(widths) != self.settings.unet.context:
+            raise ConfigError(
+                f"needs.{', needs.'.join(rules)}: text towers of width {' + '.join(map(str, widths))} → "
+                f"{self.settings.unet.context} (the U-Net's context) expected"
+            )
+        fitted = [fitting(rule, reader) for rule, reader in zip(rules.values(), readers, strict=True)]
+        said = [caption for p in train.pictures + held.pictures for caption in p.captions]
+        self.texts = read_texts(readers, fitted, [*said, *self.prompts], inputs.cache)
+        self.null = self.texts.zeros if self.settings.null_text == "zeros" else 0
+        pooled, vector = self.texts.pooled, self.settings.unet.vector
+        self.size_count = 0 if pooled is None else size_count(vector, pooled.shape[1])
 
-        def moments(pictures: PictureSet, rows: range, copies: int) -> Tensor:
-            parts: list[Tensor] = []
-            for start in range(rows.start, rows.stop, CHUNK):
-                chosen = range(start, min(start + CHUNK, rows.stop))
-                pixels = pictures.pixels([row // copies for row in chosen], self.size)
-                if copies > 1:
-                    keys = [pictures.pictures[row // copies].key for row in chosen]
-                    generators = [keyed("view", k, row % copies) for k, row in zip(keys, chosen, strict=True)]
-                    pixels = displaced(pixels, generators, flips=False)
-                parts.append(self.autoencoder.moments(as_image(pixels)))
-            return torch.cat(parts)
-
-        def of(pictures: PictureSet, copies: int) -> Tensor:
-            said = {
-                "what": "latents", "version": 1, "pictures": pictures.fingerprint(), "size": self.size, "views": copies,
-                "autoencoder": weights,
-            }  # fmt: skip
-            with torch.no_grad():
-                return cached(cache, said, copies * len(pictures), lambda rows: moments(pictures, rows, copies))
-
-        found = of(self.pictures, views)
-        self.moments = found.view(-1, views, *found.shape[1:])  # [pictures views 2c h w]
-        self.held_moments = of(self.held, 1)
-
-    def _encode_texts(self, inputs: Inputs) -> None:
-        """States of the text tower for every caption, for the prompts of the sheet and for the empty text."""
-        folder = inputs.run("clip")
-        tower = TextTower(read_config(folder, "text", TextConfig))
-        read_weights(folder, "text", tower)
-        tokenizer = from_folder(folder / "tokenizer")
-        said = [caption for p in self.pictures.pictures + self.held.pictures for caption in p.captions]
-        texts = ["", *sorted({*said, *self.prompts} - {""})]
-        self.text_row = {text: row for row, text in enumerate(texts)}
-
-        def states(rows: range) -> Tensor:
-            parts: list[Tensor] = []
-            for start in range(rows.start, rows.stop, CHUNK):
-                ids = torch.tensor([tokenizer.chunk(text) for text in texts[start : min(start + CHUNK, rows.stop)]])
-                parts.append(tower.final_norm(tower(ids).states[-1]).to(torch.bfloat16))
-            return torch.cat(parts)
-
-        depends_on = {
-            "what": "texts", "version": 1, "texts": texts, "tower": digest_of(tower),
-            "vocabulary": (folder / "tokenizer" / "vocab.json").read_text("utf-8"),
-        }  # fmt: skip
-        with torch.no_grad():
-            self.texts = cached(inputs.cache, depends_on, len(texts), states)  # [texts n d]
+    def _embedded(self, inputs: Inputs) -> Embedded | None:
+        if not self.settings.is_told_picture:
+            return None
+        tower, known = read_image_tower(inputs.run("image"))
+        if 2 * tower.config.projection != self.settings.unet.vector:
+            raise ConfigError(
+                f"needs.image: embeddings of width {tower.config.projection} → {self.settings.unet.vector // 2} "
+                "(half the U-Net's vector) expected"
+            )
+        return read_embeddings(tower, known, self.train.pictures, self.held.pictures, self.size, inputs.cache)
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Batch) -> Loss | None:
         """Weighted squared error of the objective."""
         draws = [keyed(self.seed, "pick", position) for position in batch.positions]
         views = [int(torch.randint(self.settings.views, (), generator=draw)) for draw in draws]
-        latent = sampled(self.moments[batch.samples, views], draws)
-        listed = [self.pictures.pictures[sample].captions for sample in batch.samples]
+        moments = [self.train.moments[sample][view] for sample, view in zip(batch.samples, views, strict=True)]
+        latent = sampled(torch.stack(moments), draws)
+        listed = [self.train.pictures.pictures[sample].captions for sample in batch.samples]
         said = [
             captions[int(torch.randint(len(captions), (), generator=d))]
             for captions, d in zip(listed, draws, strict=True)
         ]
-        return Loss(self._error(networks, latent, said, batch, self.seed), {})
+        embedding = None if self.embedded is None else self.embedded.train[batch.samples]
+        told = Told(said, self._sizes(self.train, batch.samples, views), embedding)
+        return Loss(self._error(networks, latent, told, batch, self.seed), {})
+
+    def _sizes(self, latents: Latents, samples: Sequence[int], views: Sequence[int]) -> Tensor | None:
+        if not self.size_count or latents.views is None:
+            return None
+        rows = [
+            sizes_of(latents.pictures.pictures[sample], [latents.views[sample][view]], self.size_count)
+            for sample, view in zip(samples, views, strict=True)
+        ]
+        return torch.cat(rows)
 
     def _error(
-        self, networks: Mapping[str, nn.Module], latent: Tensor, said: Sequence[str], batch: Batch, seed: int
+        self, networks: Mapping[str, nn.Module], latent: Tensor, told: Told, batch: Batch, seed: int
     ) -> Float[Tensor, ""]:
         diffusion = self.settings.diffusion
         shown = examples(diffusion, self.schedule, latent, batch, seed)
-        rows = [0 if drop else self.text_row[text] for text, drop in zip(said, map(bool, shown.dropped), strict=True)]
-        output = self._output(networks, shown.x, shown.t.float(), rows)
+        is_each, share = self.settings.drops == "each", diffusion.proportion_empty_prompts
+        dropped = drops(batch, seed, share, len(self.texts.context), shown.dropped, is_each=is_each)
+        rows = [
+            [self.null if drop else self.texts.row[text] for text, drop in zip(told.said, tower, strict=True)]
+            for tower in dropped
+        ]
+        picture = None
+        if self.embedded is not None and told.embedding is not None:
+            picture = self.embedded.vectors(told.embedding, batch, seed, self.settings.image_drop)
+        text = self.texts.told(rows, unet_of(networks).conv_in.weight.dtype)
+        output = self._output(networks, shown.x, shown.t.float(), text, vector_of(text.pooled, told.sizes, picture))
         weight = snr_weight(diffusion.prediction_type, self.schedule, shown.t, diffusion.snr_gamma)
         return squared_error(output, shown.wanted, weight).mean()
 
-    def _output(self, networks: Mapping[str, nn.Module], x: Tensor, t: Tensor, rows: Sequence[int]) -> Tensor:
+    def _output(
+        self, networks: Mapping[str, nn.Module], x: Tensor, t: Tensor, text: Text, vector: Tensor | None
+    ) -> Tensor:
         network = unet_of(networks)
         dtype = network.conv_in.weight.dtype
-        context = self.texts[list(rows)].to(dtype)
-        return network(x.to(dtype), t, network.prepare(Conditioning(context)))
+        vector = None if vector is None else vector.to(dtype)
+        return network(x.to(dtype), t, network.prepare(Conditioning(text.context, vector)))
 
     def validate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         """The loss, at the same noise and evenly spread timesteps every time, on held-out and on training pictures."""
+        embedded = self.embedded
         both = {
-            "loss": (self.held_moments, self.held),
-            "loss_on_training": (self.moments[:VALIDATED, 0], PictureSet(self.pictures.pictures[:VALIDATED])),
+            "loss": (self.held, None if embedded is None else embedded.held),
+            "loss_on_training": (self.train, None if embedded is None else embedded.train),
         }
         measured: dict[str, float] = {}
-        for name, (moments, pictures) in both.items():
-            latent, total = moments.chunk(2, dim=1)[0], 0.0
-            for start in range(0, len(pictures), CHUNK):
-                part = range(start, min(start + CHUNK, len(pictures)))
-                said = [pictures.pictures[i].captions[0] for i in part]
-                batch = Batch(0, part, list(part), len(pictures))
-                total += len(part) * float(self._error(networks, latent[part.start : part.stop], said, batch, -1))
-            measured[name] = total / len(pictures)
+        for name, (latents, embedding) in both.items():
+            count, total = min(VALIDATED, len(latents.pictures)), 0.0
+            for part in latents.chunks(count):
+                latent = torch.stack([latents.moments[i][0].chunk(2)[0] for i in part])
+                said = [latents.pictures.pictures[i].captions[0] for i in part]
+                sizes = self._sizes(latents, part, [0] * len(part))
+                told = Told(said, sizes, None if embedding is None else embedding[part.start : part.stop])
+                batch = Batch(0, part, list(part), count)
+                total += len(part) * float(self._error(networks, latent, told, batch, -1))
+            measured[name] = total / count
         return measured
 
     def sheet(self, networks: Mapping[str, nn.Module]) -> Image.Image | None:
-        """The recipe's prompts, always from the same noise, guided, DDIM."""
+        """The recipe's prompts, always from the same noise, guided, DDIM; where sizes or pictures are told, neutral."""
         if not self.prompts:
             return None
         levels = spaced("trailing", self.schedule, SHEET_STEPS)
-        shape = self.held_moments.chunk(2, dim=1)[0].shape[1:]
+        side = self.size // self.autoencoder.factor
         drawn: list[Tensor] = []
         for prompt in self.prompts:
-            x = levels[0].sigma * torch.randn(1, *shape, generator=keyed("sheet", prompt))
-            stage = guided(self.text_row[prompt], 0, self.settings.sheet_guidance)
+            shape = (1, self.settings.unet.out_channels, side, side)
+            x = levels[0].sigma * torch.randn(shape, generator=keyed("sheet", prompt))
+            stage = guided(self.texts.row[prompt], self.null, self.settings.sheet_guidance)
             rows = staged(ddim(x, levels, noise=lambda a, b: torch.zeros(()), schedule=self.schedule), stage)
             asked = next(rows)
             try:
@@ -197,12 +274,19 @@ class UNetPart:
         scalings = PARAMETERISATIONS[self.settings.diffusion.prediction_type]
         assert isinstance(row.conditioning, int)
         x = row.x * scalings(row.sigma).c_in
-        output = self._output(networks, x, torch.tensor([row.t]), [row.conditioning])
+        text = self.texts.told([[row.conditioning]] * len(self.texts.context), unet_of(networks).conv_in.weight.dtype)
+        sizes = neutral_sizes(self.size, self.size_count) if self.size_count else None
+        picture = None if self.embedded is None else torch.zeros(1, self.settings.unet.vector)
+        output = self._output(networks, x, torch.tensor([row.t]), text, vector_of(text.pooled, sizes, picture))
         return x0_from(output.float(), row.x, row.sigma, scalings)
 
     def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
-        """The U-Net, and its objective as data."""
-        write_network(folder, "unet", unet_of(networks), self.settings.model)
+        """The U-Net, its objective and null as data, and the statistics that picture embeddings are noised in."""
+        write_network(folder, "unet", unet_of(networks), self.settings.unet)
+        told = {"preset": self.settings.preset, "null_text": self.settings.null_text, "resolution": self.size}
+        write_json(folder / "objective.json", {**told, **asdict(self.settings.diffusion)})
+        if self.embedded is not None:
+            write_state(folder / "image_noise.safetensors", self.embedded.statistics._asdict())
 
 
 def unet_of(networks: Mapping[str, nn.Module]) -> UNet:
@@ -210,17 +294,3 @@ def unet_of(networks: Mapping[str, nn.Module]) -> UNet:
     network = networks["unet"]
     assert isinstance(network, UNet)
     return network
-
-
-def read_autoencoder(folder: Path) -> AutoencoderKL:
-    """The exported autoencoder of a run."""
-    network = AutoencoderKL(read_config(folder, "autoencoder", VAEConfig))
-    read_weights(folder, "autoencoder", network)
-    return network
-
-
-def sampled(moments: Float[Tensor, "b c2 h w"], generators: Sequence[torch.Generator]) -> Float[Tensor, "b c h w"]:
-    """Latents drawn from their Gaussians."""
-    mean, log_variance = moments.chunk(2, dim=1)
-    noise = torch.stack([torch.randn(mean.shape[1:], generator=generator) for generator in generators])
-    return mean + (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp() * noise
