@@ -19,6 +19,7 @@ from mezzotint.cli.generate import generate
 from mezzotint.cli.inspect import inspect
 from mezzotint.cli.replay import replay
 from mezzotint.cli.samplers import samplers
+from mezzotint.cli.train import train
 from mezzotint.cli.vary import vary
 from mezzotint.errors import ConfigError, MezzotintError, RequestError
 
@@ -33,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, edit, vary, inspect, convert, samplers, replay, doctor):
+for verb in (generate, edit, vary, inspect, convert, samplers, train, replay, doctor):
     app.command()(verb)
 
 

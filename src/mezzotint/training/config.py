@@ -164,13 +164,13 @@ def _value(hint: Any, value: object, where: str) -> Any:  # Any: type hints and 
             return None
         options = [argument for argument in arguments if argument is not type(None)]
         if len(options) > 1:  # a number or a list of them
-            is_list = isinstance(value, list)
+            is_list = isinstance(value, list | tuple)
             options = [o for o in options if (typing.get_origin(o) is tuple) == is_list]
         return _value(options[0], value, where)
     if origin is tuple:
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):
             raise ConfigError(f"{where}: {value!r} where a list was expected")
-        listed = typing.cast("list[object]", value)
+        listed = typing.cast("Sequence[object]", value)
         return tuple(_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(listed))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mezzotint.errors import ConfigError
-from mezzotint.models.presets import PRESETS
+from mezzotint.models.presets import PRESETS, Preset
 from mezzotint.training import state
 from mezzotint.training.config import TrainConfig
 from mezzotint.training.loop import train
@@ -81,23 +81,38 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
     return f"step-{config.max_train_steps:08d}" in done[-1:] and (folder / "export").exists()
 
 
-def tiny(stages: Sequence[TrainConfig], out: Path, data: Path | None = None) -> tuple[tuple[TrainConfig, ...], Path]:
-    """(the stages at tiny scale, the pictures to train on): drawn ones, and trained on them what the stages need.
+def tiny(stages: Sequence[TrainConfig], out: Path) -> tuple[TrainConfig, ...]:
+    """The stages at tiny scale, building on what `train_tiny` trains beside `out`.
 
     Raises: ConfigError for recipes that do not train a preset of the family.
     """
-    preset = PRESETS.get(str(stages[-1].settings.get("preset")))
-    if preset is None:
-        raise ConfigError("--scale tiny: only recipes that name a preset of the family can be shrunk")
-    place = out.parent / "tiny"
-    pictures = data or place / "pictures"
-    if not (pictures / "metadata.jsonl").exists() and data is None:
+    needs = {role: str(tiny_folder(out) / name) for role, (name, _) in requirements(preset_of(stages)).items()}
+    return tuple(scaled(stage, needs) for stage in stages)
+
+
+def train_tiny(stages: Sequence[TrainConfig], out: Path) -> Path:
+    """Draw pictures and train on them what tiny stages build on, unless it is there; the folder of the pictures."""
+    place = tiny_folder(out)
+    pictures = place / "pictures"
+    if not (pictures / "metadata.jsonl").exists():
         write_pictures(pictures)
-    needs: dict[str, str] = {}
-    for role, (name, config) in requirements(preset).items():
-        folder = place / name
-        needs[role] = str(folder.resolve())
-        if not is_finished(folder, config):
-            part = make(config, Inputs(data=place / "pictures", needs={}, cache=place / "cache"))
-            train(part, config, folder)
-    return tuple(scaled(stage, needs) for stage in stages), pictures
+    for name, config in requirements(preset_of(stages)).values():
+        if not is_finished(place / name, config):
+            train(make(config, Inputs(data=pictures, needs={}, cache=place / "cache")), config, place / name)
+    return pictures
+
+
+def tiny_folder(out: Path) -> Path:
+    """Where tiny runs beside `out` share what they build on."""
+    return (out.parent / "tiny").resolve()
+
+
+def preset_of(stages: Sequence[TrainConfig]) -> Preset:
+    """The preset that the last stage trains.
+
+    Raises: ConfigError if it trains something else.
+    """
+    name = str(stages[-1].settings.get("preset"))
+    if name not in PRESETS:
+        raise ConfigError("--scale tiny: only recipes that train a preset of the family (sd-v1-1, …) can be shrunk")
+    return PRESETS[name]
