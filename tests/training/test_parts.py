@@ -14,9 +14,10 @@ from mezzotint.diffusion.schedule import NoiseSchedule
 from mezzotint.models.presets import PRESETS
 from mezzotint.models.unet import Conditioning, sized_vector
 from mezzotint.models.vae import AutoencoderKL, VAEConfig
+from mezzotint.prompts.encode import padded_ids
 from mezzotint.prompts.tokenizer import from_folder
 from mezzotint.training.autoencoder import PatchDiscriminator, balance, normalise
-from mezzotint.training.clip import also_true, contrastive, padded_ids
+from mezzotint.training.clip import also_true, contrastive
 from mezzotint.training.precision import ExplicitAttention
 from mezzotint.training.vocabulary import merges, vocabulary_folder
 from models.oracles import relative, unet_pair

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from mezzotint.errors import ConfigError
@@ -169,6 +169,12 @@ class CLIP(nn.Module):
     ) -> tuple[Float[Tensor, "b p"], Float[Tensor, "b p"]]:
         """Embeddings of images and of texts, of length 1."""
         return F.normalize(self.image(image).embedding, dim=-1), F.normalize(self.text(ids).pooled, dim=-1)
+
+
+def normalised(pixels: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
+    """0 … 255 as the image tower reads it. float32."""
+    mean, std = (pixels.new_tensor(values, dtype=torch.float32)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    return (pixels.float() / 255 - mean) / std
 
 
 def quick_gelu(x: Tensor) -> Tensor:

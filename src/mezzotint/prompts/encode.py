@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mezzotint.errors import CheckpointError, ConfigError, RequestError
@@ -160,6 +160,13 @@ def encode_chunks(
     states, pooled = tower(torch.tensor(rows, device=embedding.weight.device))
     context = tower.final_norm(states[index]) if rule.final_norm else states[index]
     return Chunks(context, pooled if rule.pooled else None)
+
+
+def padded_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Int[Tensor, "b n"]:
+    """Token ids up to the longest text: what comes after a text's end cannot change its pooled output."""
+    chunks = [tokenizer.chunk(text) for text in texts]
+    longest = max(chunk.index(tokenizer.eos) for chunk in chunks) + 1
+    return torch.tensor([chunk[:longest] for chunk in chunks])
 
 
 def joined(parts: Sequence[Chunks], *, dropped: tuple[str, ...] = ()) -> Encoded:

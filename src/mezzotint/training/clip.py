@@ -14,16 +14,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 
 from mezzotint.data.order import keyed
 from mezzotint.data.pictures import PictureSet
 from mezzotint.errors import ConfigError
-from mezzotint.models.clip import CLIP, CLIP_MEAN, CLIP_STD, ImageConfig, TextConfig
+from mezzotint.models.clip import CLIP, ImageConfig, TextConfig, normalised
 from mezzotint.models.unet import initialise
-from mezzotint.prompts.tokenizer import Tokenizer, from_folder
+from mezzotint.prompts.encode import padded_ids
+from mezzotint.prompts.tokenizer import from_folder
 from mezzotint.training.config import TrainConfig, parse
 from mezzotint.training.network import write_network
 from mezzotint.training.part import Batch, Inputs, Loss
@@ -134,19 +135,6 @@ def initialise_clip(clip: CLIP, generator: torch.Generator) -> None:
     width = clip.image.config.width
     for weight in (clip.image.class_embedding, clip.image.position_embedding.weight):
         nn.init.normal_(weight, std=width**-0.5, generator=generator)
-
-
-def normalised(pixels: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
-    """0 … 255 as the image tower reads it."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
-    return (pixels.float() / 255 - mean) / std
-
-
-def padded_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Int[Tensor, "b n"]:
-    """Token ids up to the longest text: what comes after a text's end cannot change its pooled output."""
-    chunks = [tokenizer.chunk(text) for text in texts]
-    longest = max(chunk.index(tokenizer.eos) for chunk in chunks) + 1
-    return torch.tensor([chunk[:longest] for chunk in chunks])
 
 
 def also_true(known: Sequence[frozenset[str]], said: Sequence[str]) -> Bool[Tensor, "b b"]:

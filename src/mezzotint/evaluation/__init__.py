@@ -1,0 +1,1 @@
+"""How good the pictures are: numbers with their intervals, and the protocol that they belong to."""
