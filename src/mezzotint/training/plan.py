@@ -18,20 +18,21 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mezzotint.data.filters import Bounds, Filters
+from mezzotint.data.filters import Bounds
 from mezzotint.data.pictures import read_pictures
 from mezzotint.errors import ConfigError
 from mezzotint.models.clip import TextTower
 from mezzotint.models.presets import PRESETS, Preset
 from mezzotint.models.unet import Conditioning, Level, UNet, UNetConfig
 from mezzotint.models.vae import AutoencoderKL
-from mezzotint.training.config import TrainConfig, packaged, parse, stages
+from mezzotint.training.config import DataConfig, TrainConfig, packaged, parse, stages
 from mezzotint.training.precision import ExplicitAttention
 from mezzotint.training.tiny import shrunk
 from mezzotint.training.unet import UNetSettings
 from mezzotint.training.views import check_resolution
 
 TOKENS = 77
+MOST_VALUES = 3  # of a column, that a rule lists
 STEP = 3  # forward passes that one training step is worth
 TRIED = UNetConfig(levels=(Level(channels=320, depth=1, heads=8),), middle=None, blocks=1, context=768)
 TRIED_SIDE, TRIED_BATCH, TRIES = 16, 2, 3
@@ -144,7 +145,7 @@ def stage_plan(config: TrainConfig, index: int, data: Path | None = None) -> Sta
     return StagePlan(
         resolution=config.data.resolution,
         starts_from=config.starts_from or (f"stage {index}" if index else "nothing"),
-        rule=rule_of(config.data.filters),
+        rule=rule_of(config.data),
         objective=settings.diffusion.prediction_type,
         text_drop=settings.diffusion.proportion_empty_prompts,
         steps=config.max_train_steps,
@@ -160,12 +161,14 @@ def stage_plan(config: TrainConfig, index: int, data: Path | None = None) -> Sta
     )
 
 
-def rule_of(filters: Filters | None) -> tuple[str, ...]:
-    """The bounds of a data rule as text: `aesthetic ≥ 5`."""
-    if filters is None:
-        return ()
-    told: list[str] = []
-    for gate in filters.gates():
+def rule_of(data: DataConfig) -> tuple[str, ...]:
+    """A data rule as text: `aesthetic ≥ 5`."""
+    told = [
+        f"{column}: {', '.join(map(repr, values)) if len(values) <= MOST_VALUES else f'one of {len(values)}'}"
+        for column, values in data.where.items()
+    ]
+    told += [f"at least {data.at_least} of one {data.by}"] if data.by else []
+    for gate in () if data.filters is None else data.filters.gates():
         bounds: Bounds = gate.bounds
         low = [] if bounds.at_least is None else [f"{gate.name} ≥ {bounds.at_least:g}"]
         high = [] if bounds.at_most is None else [f"{gate.name} ≤ {bounds.at_most:g}"]
