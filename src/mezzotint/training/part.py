@@ -5,11 +5,11 @@ must take every random number from generators keyed by what they are for, so tha
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, resources
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 from torch import Tensor, nn
@@ -71,6 +71,16 @@ class Part(Protocol):
 
     def export(self, networks: Mapping[str, nn.Module], folder: Path) -> None:
         """Write what other runs and checkpoints need of the trained networks."""
+        ...
+
+
+@runtime_checkable
+class Bucketed(Protocol):
+    """A part whose samples may have several shapes."""
+
+    @property
+    def buckets(self) -> Sequence[Hashable] | None:
+        """The shape of every sample: batches never mix them. None if all are alike."""
         ...
 
 
