@@ -1,5 +1,6 @@
 """A folder with everything that the examples of README and `--help` name, and a way to run the command in it."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -13,11 +14,14 @@ from PIL import Image, ImageDraw
 
 from mezzotint.checkpoints.checkpoint import default_scheduler
 from mezzotint.checkpoints.component import Checkpoint, Component
+from mezzotint.checkpoints.files import write_json, write_state
 from mezzotint.checkpoints.save import save_folder
 from mezzotint.checkpoints.translate import Config, shapes_of
 from mezzotint.cli.main import run
 from mezzotint.models.clip import ImageConfig
 from mezzotint.models.presets import PRESETS
+from mezzotint.training.config import recipe
+from mezzotint.training.state import MANIFEST
 
 IMAGE_TOWER = ImageConfig(width=32, layers=2, heads=4, mlp=64, activation="gelu", projection=16, patch=56)
 
@@ -67,12 +71,27 @@ def tiny_checkpoint(*, is_unclip: bool = False) -> Checkpoint:
     )
 
 
+def finished_run(folder: Path) -> None:
+    """In runs/autoencoder what a finished run leaves, with a smaller network; in icons64 a set of two pictures."""
+    config, run, pictures = recipe("icons-autoencoder"), folder / "runs" / "autoencoder", folder / "icons64"
+    write_state(run / "export" / "autoencoder.safetensors", {"weight": torch.ones(2, 2)})
+    write_json(run / "export" / "autoencoder.json", {})
+    write_json(run / "checkpoints" / "step-00002600" / MANIFEST, {"trajectory": config.trajectory()})
+    measured = {"step": 2600, "what": "held-out", f"psnr@{config.ema[0].name}": 30.0}
+    (run / "log.jsonl").write_text(json.dumps(measured) + "\n")
+    pictures.mkdir()
+    for name in ("heart", "star"):
+        Image.new("RGB", (64, 64)).save(pictures / f"{name}.png")
+        (pictures / f"{name}.txt").write_text(f"a {name}")
+
+
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that every test gets a copy of."""
     folder = tmp_path_factory.mktemp("shelf")
     save_folder(tiny_checkpoint(), folder / "model")
     save_folder(tiny_checkpoint(is_unclip=True), folder / "unclip")
+    finished_run(folder)
     photo = Image.linear_gradient("L").resize((72, 56)).convert("RGB")
     ImageDraw.Draw(photo).ellipse((20, 12, 50, 40), fill="orange")
     photo.save(folder / "photo.png")
@@ -85,7 +104,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with model/, unclip/, photo.png, mask.png, prompts.txt and a cache of its own."""
+    """The current folder, with model/, unclip/, runs/, icons64/, three files and a cache of its own."""
     shutil.copytree(shelf, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEZZOTINT_CACHE", str(tmp_path / "cache"))

@@ -17,6 +17,7 @@ from mezzotint.cli.doctor import doctor
 from mezzotint.cli.edit import edit
 from mezzotint.cli.generate import generate
 from mezzotint.cli.inspect import inspect
+from mezzotint.cli.package import package
 from mezzotint.cli.replay import replay
 from mezzotint.cli.samplers import samplers
 from mezzotint.cli.train import train
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, edit, vary, inspect, convert, samplers, train, replay, doctor):
+for verb in (generate, edit, vary, inspect, convert, samplers, train, package, replay, doctor):
     app.command()(verb)
 
 

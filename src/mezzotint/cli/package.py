@@ -17,7 +17,7 @@ def package(
 ) -> None:
     """Write a run's autoencoder or CLIP for other runs to build on, or its U-Net with both as a diffusers folder.
 
-    Example: mezzotint package icons-unet --run runs/unet --data icons64 --out icons
+    Example: mezzotint package icons-autoencoder --run runs/autoencoder --data icons64 --out autoencoder
     """
     from mezzotint.training.config import recipe as read_recipe
     from mezzotint.training.package import pack_model, pack_network

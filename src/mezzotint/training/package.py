@@ -178,7 +178,7 @@ def readme(config: TrainConfig, cards: Sequence[Card], name: str) -> str:
     settings = parse(UNetSettings, config.settings, "recipe.settings")
     every = {source: entry.licence for card in cards for source, entry in card.sources.items()}
     counts = {source: [c.sources[source].pictures if source in c.sources else 0 for c in cards] for source in every}
-    measures = [", ".join(f"{measure} {value:g}" for measure, value in card.held_out.items()) for card in cards]
+    measures = [", ".join(f"{measure} {value:.4g}" for measure, value in card.held_out.items()) for card in cards]
     return README.format(
         name=name,
         size=config.data.resolution,
@@ -223,7 +223,7 @@ system = mezzotint.load("{name}")
 mezzotint.generate(system, prompt="…", guidance={guidance}).save("outputs")
 ```
 
-`StableDiffusionPipeline.from_pretrained` of diffusers loads the same folder and makes the same picture.
+diffusers makes the same picture: `StableDiffusionPipeline.from_pretrained("{name}", torch_dtype=torch.float32)`.
 
 Prompts that it was watched with:
 
