@@ -56,6 +56,7 @@ def test_own_pictures_are_counted(tmp_path: Path) -> None:
     found = plan("sd-v1-2", stages("sd-v1-2", ["data.filters.size.at_least=32"]), (SLOW,), tmp_path).stages[0]
     rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
     assert found.pictures == sum(row["aesthetic"] >= 5 and row["pwatermark"] <= 0.5 for row in rows)
+    assert found.pictures
     assert found.epochs == found.samples / found.pictures
 
 

@@ -107,8 +107,9 @@ def _show(plan: "Plan") -> None:
         for stage in plan.stages
     ]
     is_known = all(stage.forward for stage in plan.stages)
-    unknown = set() if is_known else {"FLOP a sample", "frozen, once", "FLOP in all"}
-    rows = [(key, *(cell[key] for cell in cells)) for key in cells[0] if key not in unknown and cells[0][key]]
+    counted = ("FLOP a sample", "frozen, once", "FLOP in all")
+    shown = [key for key in cells[0] if cells[0][key] and (is_known or key not in counted)]
+    rows = [(key, *(cell[key] for cell in cells)) for key in shown]
     table(None, (plan.recipe, *(f"stage {number}" for number in range(1, len(cells) + 1))), rows)
     if is_known:
         hours = [

@@ -27,7 +27,7 @@ SIDE, WIDTH, CHANNELS, HEADS = 16, 64, 16, 2  # sides and widths are divided; ch
 VOCABULARY = 530  # the least that any caption can be spelt with, and some words
 COLORS = {"red": (225, 40, 35), "green": (40, 160, 70), "blue": (40, 70, 220), "black": (20, 20, 20)}
 SHAPES = ("disc", "square", "bar", "ring")
-COPIES = 4
+COPIES = 3
 DRAWN = 160  # longest side in pixels
 STEPS = 10_000  # of the real recipe for one of the tiny one, which has at least LEAST
 LEAST = 6
@@ -128,7 +128,7 @@ def requirements(preset: Preset) -> Mapping[str, tuple[str, TrainConfig]]:
     """What a tiny run of a preset needs trained before it: a folder's name and a recipe for each role in `needs`."""
     small = shrunk(preset)
     roles = [role for role, component in TOWERS.items() if component in text_roles(preset.text)]
-    found = {"autoencoder": ("autoencoder", _recipe("autoencoder", {"model": asdict(small.vae), "half_size": 0.0}, 40))}
+    found = {"autoencoder": ("autoencoder", _recipe("autoencoder", {"model": asdict(small.vae), "half_size": 0.0}, 24))}
     for role, text in zip(roles, small.text, strict=True):
         towers = {"text": asdict(replace(text, projection=text.width)), "image": asdict(image_tower(text.width))}
         found[role] = (f"clip-{text.width}", _recipe("clip", towers, 8))
