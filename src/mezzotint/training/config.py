@@ -92,6 +92,7 @@ class TrainConfig:
     checkpoints_total_limit: int = 2
     validation_steps: int = 500
     validation_prompts: tuple[str, ...] = ()
+    sharded: bool = False  # over processes: weights, gradients, optimiser and averages of what does not fit into one
     snapshot_steps: int = 0  # keep the power averages every so often, for choosing their length afterwards; 0 = never
 
     def __post_init__(self) -> None:
@@ -123,7 +124,7 @@ class TrainConfig:
         """Hash of the settings that a run may not change when it continues: all but its length and what it reports."""
         free = {
             "max_train_steps", "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "validation_steps",
-            "validation_prompts", "snapshot_steps", "needs", "lr_decay_steps", "sources",
+            "validation_prompts", "snapshot_steps", "needs", "lr_decay_steps", "sources", "sharded",
         }  # fmt: skip
         defaults = {f.name: f.default for f in fields(self)}  # left out, so that new settings change no old hash
         kept = {name: value for name, value in asdict(self).items() if name not in free and value != defaults[name]}

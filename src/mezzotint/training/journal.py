@@ -1,12 +1,22 @@
 """The log of a run: one JSON object a line, and the same numbers for TensorBoard if it is installed.
 
-Lines after the step that a run continues from are dropped first, so that every step is told once.
+Lines after the step that a run continues from are dropped first, so that every step is told once. What a full disk
+refuses is kept and written later.
 """
 
 import json
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+
+import torch
+
+log = logging.getLogger(__name__)
+
+TRIED_SIDE, TRIES = 1024, 5  # matrices that the machine's rate is measured with
 
 
 class Journal:
@@ -19,6 +29,7 @@ class Journal:
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(kept), "utf-8")
         partial.replace(self.path)
+        self._size, self._unwritten = self.path.stat().st_size, ""
         self._board = None
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard.writer import SummaryWriter
@@ -33,8 +44,17 @@ class Journal:
         record = (
             {"step": step, "what": what, **values, "pace": pace} if pace else {"step": step, "what": what, **values}
         )
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._unwritten += json.dumps(record) + "\n"
+        try:
+            with self.path.open("r+b") as file:
+                file.truncate(self._size)  # what an earlier attempt wrote of its line
+                file.seek(self._size)
+                file.write(self._unwritten.encode())
+        except OSError as error:
+            log.error("%s: %s; what it lacks is written later", self.path, error.strerror)
+        else:
+            self._size += len(self._unwritten.encode())
+            self._unwritten = ""
         if self._board is not None:
             for name, value in {**values, **pace}.items():
                 self._board.add_scalar(f"{what}/{name}", value, step)  # pyright: ignore[reportUnknownMemberType]  # untyped
@@ -47,3 +67,42 @@ def _step(line: str) -> float:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError):
         return float("inf")
+
+
+class Pace:
+    """How fast a run goes. Only steps count, neither validation nor saving."""
+
+    def __init__(self, samples: int, dtype: torch.dtype) -> None:
+        self.samples = samples  # of a step
+        self.peak = matrix_rate(dtype)
+        self.steps, self.seconds = 0, 0.0
+
+    @contextmanager
+    def step(self) -> Generator[None]:
+        """Time one step."""
+        begun = time.monotonic()
+        yield
+        self.steps, self.seconds = self.steps + 1, self.seconds + time.monotonic() - begun
+
+    def told(self, steps_left: int, flops: float) -> dict[str, float]:
+        """Mean pace; `flops` are the model's operations in a step, of one process. `utilisation` is their share of what
+        this machine reaches in large matrix products, measured when the run began.
+        """
+        step = self.seconds / self.steps
+        return {
+            "samples_per_second": self.samples / step,
+            "minutes_left": step * steps_left / 60,
+            "teraflops": flops / step / 1e12,
+            "utilisation": flops / step / self.peak,
+        }
+
+
+def matrix_rate(dtype: torch.dtype) -> float:
+    """Floating-point operations a second in a product of large square matrices, the best of a few tries."""
+    matrix = torch.ones(TRIED_SIDE, TRIED_SIDE, dtype=dtype)
+    times: list[float] = []
+    for _ in range(TRIES):
+        begun = time.monotonic()
+        _ = matrix @ matrix
+        times.append(time.monotonic() - begun)
+    return 2 * TRIED_SIDE**3 / min(times)

@@ -15,6 +15,7 @@ from mezzotint.training import state
 from mezzotint.training.config import TrainConfig
 from mezzotint.training.loop import train
 from mezzotint.training.part import Inputs, make, place_of
+from mezzotint.training.processes import joined
 from mezzotint.training.tiny import requirements, scaled, write_pictures
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def carry_out(
         log.info(
             "stage %d of %d: %d px, %d steps", index + 1, len(stages), config.data.resolution, config.max_train_steps
         )
-        part = make(config, Inputs(data=data, needs=needs, cache=out.parent / "cache"))
+        with joined().first_alone():
+            part = make(config, Inputs(data=data, needs=needs, cache=out.parent / "cache"))
         if not train(part, config, folder, is_continued=is_continued, should_stop=should_stop):
             return False
     return True

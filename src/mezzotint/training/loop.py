@@ -6,19 +6,20 @@ and, if the recipe wants them, `snapshots/` of the averages.
 
 import json
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mezzotint.checkpoints.files import write_state
-from mezzotint.errors import ConfigError
+from mezzotint.errors import CheckpointError, ConfigError
 from mezzotint.training import state
 from mezzotint.training.config import TrainConfig
-from mezzotint.training.journal import Journal
+from mezzotint.training.journal import Journal, Pace
 from mezzotint.training.part import Part
+from mezzotint.training.processes import joined, whole
 from mezzotint.training.run import Run, TrainingError
 
 log = logging.getLogger(__name__)
@@ -38,65 +39,99 @@ def train(
 ) -> bool:
     """Train until `max_train_steps`; True if it got there, False if `should_stop` said so first (all is saved then).
 
+    Under torchrun every process calls this, and the first one writes what exists once. What a full disk refuses before
+    the end is logged, and training goes on.
     Raises: ConfigError if the folder holds a run and `is_continued` is False; TrainingError for a loss or gradient that
-        is not finite, with the batch written to nonfinite.json.
+        is not finite, with the batches written to nonfinite.json; CheckpointError if the end cannot be saved.
     """
-    run = Run(part, config)
-    saves = folder / "checkpoints"
-    saved = state.newest(saves)
-    if saved is not None:
-        if not is_continued:
-            raise ConfigError(f"{folder} holds a run at step {saved.step}; resume it, or take another --out")
-        run.restore(saved)
-        log.info("continuing at step %d", run.step)
-    journal = Journal(folder, keep_until=run.step)
-    about = {"trajectory": config.trajectory(), "execution": execution(config)}
-    if saved is not None and saved.about["execution"] != about["execution"]:
-        log.warning("continued on %s, begun on %s: bits may differ", about["execution"], saved.about["execution"])
-    begun_at, saved_at, seconds = run.step, run.step, 0.0  # seconds spent in steps: neither validation nor saving
+    together = joined()
+    run = Run(part, config, together)
+    about = {"trajectory": config.trajectory(), "execution": execution(config, together.count)}
+    saves, saved_at = folder / "checkpoints", _begin(run, folder, about, is_continued=is_continued)
+    journal = Journal(folder, keep_until=run.step) if together.is_first else None
+    pace = Pace(config.batch, run.dtype)
     while run.step < config.max_train_steps:
-        if should_stop():
+        if together.any(should_stop()):
             if saved_at != run.step:
-                state.save(saves, run.step, run.tensors(), about, keep=config.checkpoints_total_limit)
+                state.save(
+                    saves, run.step, run.tensors(), about, keep=config.checkpoints_total_limit, together=together
+                )
             return False
-        now = time.monotonic()
         try:
-            record = run.take_step()
+            with pace.step():
+                record = run.take_step()
         except TrainingError:
             batches = [{"positions": [*batch.positions], "samples": batch.samples} for batch in run.batches()]
-            (folder / "nonfinite.json").write_text(json.dumps({"step": run.step, "batches": batches}) + "\n", "utf-8")
+            if together.is_first:
+                told = json.dumps({"step": run.step, "batches": batches})
+                (folder / "nonfinite.json").write_text(told + "\n", "utf-8")
             raise
-        seconds += time.monotonic() - now
         is_last = run.step == config.max_train_steps
-        if run.step % config.logging_steps == 0 or is_last:
-            pace = seconds / (run.step - begun_at)
-            samples = config.train_batch_size * config.gradient_accumulation_steps
-            left = pace * (config.max_train_steps - run.step) / 60
-            journal.add(run.step, "train", record, {"samples_per_second": samples / pace, "minutes_left": left})
+        if journal and (run.step % config.logging_steps == 0 or is_last):
+            flops = sum(run.flops.values()) * config.gradient_accumulation_steps / together.count
+            journal.add(run.step, "train", record, pace.told(config.max_train_steps - run.step, flops))
         if run.step % config.validation_steps == 0 or is_last:
-            journal.add(run.step, "held-out", run.validate(), {})
-            export(run, folder)
-            if evaluate is not None:
+            measured = run.validate()
+            if journal:
+                journal.add(run.step, "held-out", measured, {})
+            with _surviving("export", run.step, is_last=is_last):
+                export(run, folder)
+            if evaluate is not None and together.is_first:
                 evaluate(run.step, folder / "export")
         if config.snapshot_steps and run.step % config.snapshot_steps == 0:
-            averages = {name: tensor for name, tensor in run.tensors().items() if name.startswith("average.power")}
-            write_state(folder / "snapshots" / f"step-{run.step:08d}.safetensors", averages, dtype=torch.float16)
+            averages = {name: whole(w) for name, w in run.tensors().items() if name.startswith("average.power")}
+            with _surviving("snapshot", run.step, is_last=is_last):
+                if together.is_first:
+                    write_state(
+                        folder / "snapshots" / f"step-{run.step:08d}.safetensors", averages, dtype=torch.float16
+                    )
         if run.step % config.checkpointing_steps == 0 or is_last:
-            state.save(saves, run.step, run.tensors(), about, keep=config.checkpoints_total_limit)
-            saved_at = run.step
+            with _surviving("checkpoint", run.step, is_last=is_last):
+                state.save(
+                    saves, run.step, run.tensors(), about, keep=config.checkpoints_total_limit, together=together
+                )
+                saved_at = run.step
     return True
 
 
-def execution(config: TrainConfig) -> dict[str, Any]:
+def _begin(run: Run, folder: Path, about: dict[str, Any], *, is_continued: bool) -> int:
+    """Put the run where the folder's newest checkpoint is; that step, or 0."""
+    saved = state.newest(folder / "checkpoints")
+    if saved is None:
+        return 0
+    if not is_continued:
+        raise ConfigError(f"{folder} holds a run at step {saved.step}; resume it, or take another --out")
+    run.restore(saved)
+    log.info("continuing at step %d", run.step)
+    if saved.about["execution"] != about["execution"]:
+        log.warning("continued on %s, begun on %s: bits may differ", about["execution"], saved.about["execution"])
+    return saved.step
+
+
+@contextmanager
+def _surviving(what: str, step: int, *, is_last: bool) -> Generator[None]:
+    """Within it, what cannot be written is logged, unless this is the end."""
+    try:
+        yield
+    except (CheckpointError, OSError) as error:
+        if is_last:
+            raise
+        log.error("step %d has no %s, training goes on: %s", step, what, error)
+
+
+def execution(config: TrainConfig, processes: int) -> dict[str, Any]:
     """What besides the recipe decides the bits of a run."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": config.mixed_precision}
+    told = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": config.mixed_precision}
+    return told if processes == 1 else told | {"processes": processes}
 
 
 def export(run: Run, folder: Path) -> None:
     """Write the networks that other runs need, and a sheet of what they can do."""
-    with run.averaged():
-        run.part.export(run.part.players, folder / "export")
-        sheet = run.part.sheet(run.working.networks)
+    with run.averaged() as players:
+        sheet = run.part.sheet(run.working.networks)  # by all processes: sharded networks are gathered to be used
+        if not run.together.is_first:
+            return
+        run.part.export(players, folder / "export")
     if sheet is not None:
         (folder / "sheets").mkdir(parents=True, exist_ok=True)
         sheet.save(folder / "sheets" / f"step-{run.step:08d}.png")

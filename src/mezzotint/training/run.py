@@ -1,24 +1,28 @@
 """One part in training: everything that a checkpoint holds, and the step that changes it.
 
 A step: each player's micro-batches forward and backward, gradients into float32, clipping, AdamW, averages. Learning
-rate, data order and every random draw are pure functions of the step, so a checkpoint is weights, optimiser, averages
-and the state of PyTorch's generator (for networks with dropout).
+rate, data order and every random draw are pure functions of the step (of its micro-batch for networks with dropout), so
+a checkpoint is weights, optimiser and averages.
 """
 
+import copy
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from mezzotint.data.order import Order, keyed
+from mezzotint.data.batches import BucketOrder
+from mezzotint.data.order import Order, key
 from mezzotint.errors import CheckpointError, MezzotintError
 from mezzotint.training import ema, state
 from mezzotint.training.config import TrainConfig
-from mezzotint.training.part import Batch, Part
+from mezzotint.training.part import Batch, Bucketed, Loss, Part
 from mezzotint.training.precision import ExplicitAttention, Working
+from mezzotint.training.processes import ALONE, Processes, shard, spread, whole
 
 
 class TrainingError(MezzotintError):
@@ -26,17 +30,33 @@ class TrainingError(MezzotintError):
 
 
 class Run:
-    """The state of a run at `step`, the number of steps taken."""
+    """The state of a run at `step`, the number of steps taken; in several processes, each one's part of it.
 
-    def __init__(self, part: Part, config: TrainConfig) -> None:
-        self.part, self.config = part, config
+    Raises: ConfigError if the micro-batches of a step cannot be shared out.
+    """
+
+    def __init__(self, part: Part, config: TrainConfig, together: Processes = ALONE) -> None:
+        self.part, self.config, self.together = part, config, together
         self.step = 0
-        self.order = Order(part.count, config.seed, part.groups)
-        self.working = Working(part.players, torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32)
+        buckets = part.buckets if isinstance(part, Bucketed) else None
+        self.order = (
+            Order(part.count, config.seed, part.groups)
+            if buckets is None
+            else BucketOrder(buckets, config.train_batch_size, config.seed)
+        )
+        together.share(self.batches())
+        self.dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+        self.working = Working(part.players, self.dtype)
+        self.flops: dict[str, int] = {}  # of a micro-batch: three times the forward pass of each player's loss
+        self.shapes: dict[str, nn.Module] = {}  # of sharded players, without weights
+        if config.sharded and together.count > 1:
+            self.shapes = {name: copy.deepcopy(network).to("meta") for name, network in part.players.items()}
+            networks = [*part.players.values(), *self.working.networks.values()]
+            for network in dict.fromkeys(networks):  # in float32 both are the same
+                shard(network)
         self.main = next(iter(part.players))
         self.optimizers = {name: optimizer(network, config) for name, network in part.players.items()}
         self.averages = {average.name: [w.detach().clone() for w in self.weights()] for average in config.ema}
-        torch.set_rng_state(keyed(config.seed, "global").get_state())
 
     def weights(self) -> list[Tensor]:
         """The float32 weights that are averaged: those of the first player."""
@@ -54,7 +74,7 @@ class Run:
             if not losses:
                 continue
             norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
-            values = {name: float(total) for name, total in losses.items()} | {f"{player}.gradient": float(norm)}
+            values = {name: float(total) for name, total in losses.items()} | {f"{player}.gradient": float(whole(norm))}
             if bad := [name for name, value in values.items() if not math.isfinite(value)]:
                 raise TrainingError(f"step {self.step}: {bad[0]} is {values[bad[0]]}")
             for group in self.optimizers[player].param_groups:
@@ -68,7 +88,7 @@ class Run:
         return record | {"rate": rate}
 
     def batches(self) -> list[Batch]:
-        """The micro-batches of the coming step."""
+        """The micro-batches of the coming step, those of all processes."""
         size, count = self.config.train_batch_size, self.config.gradient_accumulation_steps
         first = self.step * size * count
         return [
@@ -81,16 +101,29 @@ class Run:
         batches = self.batches()
         totals: dict[str, Tensor] = {}
         self.working.clear()
-        for batch in batches:
+        for batch in self.together.share(batches):
+            torch.manual_seed(key(self.config.seed, "dropout", batch.positions.start))  # pyright: ignore[reportUnknownMemberType]  # untyped
             with ExplicitAttention():
-                loss = self.part.loss(player, self.working.networks, batch)
+                loss = self._loss(player, batch)
                 if loss is None:
                     return {}
                 torch.autograd.backward(loss.total / len(batches))
             self.working.collect(player)
             for name, value in {player: loss.total, **loss.parts}.items():
                 totals[name] = totals.get(name, torch.zeros(())) + value.detach().float() / len(batches)
+        grads = [weight.grad for weight in self.part.players[player].parameters() if weight.grad is not None]
+        self.together.add([*([] if self.shapes else grads), *totals.values()])  # FSDP2 has added sharded ones
         return totals
+
+    def _loss(self, player: str, batch: Batch) -> Loss | None:
+        """The part's loss; the operations of the first are counted."""
+        if player in self.flops:
+            return self.part.loss(player, self.working.networks, batch)
+        with FlopCounterMode(display=False) as counter:
+            loss = self.part.loss(player, self.working.networks, batch)
+        if loss is not None:
+            self.flops[player] = 3 * counter.get_total_flops()
+        return loss
 
     def validate(self) -> dict[str, float]:
         """Held-out measures of the weights and of every average, the latter with its name behind an @."""
@@ -103,16 +136,23 @@ class Run:
         return measured
 
     @contextmanager
-    def averaged(self) -> Generator[None]:
-        """Within it the first average, if there is one, is in the float32 weights and in the working ones."""
+    def averaged(self) -> Generator[Mapping[str, nn.Module]]:
+        """Within it the first average, if there is one, is in the weights; the players, gathered if sharded."""
         weights = next(iter(self.averages.values()), self.weights())
         players = (self.part.players[self.main], self.working.networks[self.main])
         with torch.no_grad(), ExplicitAttention(), swapped(players[0], weights), swapped(players[1], weights):
-            yield
+            yield {name: self._gathered(name, network) for name, network in self.part.players.items()}
+
+    def _gathered(self, player: str, network: nn.Module) -> nn.Module:
+        if not self.shapes:
+            return network
+        gathered = copy.deepcopy(self.shapes[player])
+        gathered.load_state_dict({name: whole(w) for name, w in network.state_dict().items()}, assign=True)
+        return gathered
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds, by name."""
-        held: dict[str, Tensor] = {"random": torch.get_rng_state()}
+        held: dict[str, Tensor] = {}
         for player, network in self.part.players.items():
             held |= {f"network.{player}.{name}": tensor for name, tensor in network.state_dict().items()}
             for name, parameter in network.named_parameters():
@@ -141,19 +181,22 @@ class Run:
         self.step = saved.step
 
     @torch.no_grad()
-    def _fill(self, held: dict[str, Tensor]) -> None:
+    def _fill(self, held: Mapping[str, Tensor]) -> None:
         for player, network in self.part.players.items():
-            network.load_state_dict({name: held[f"network.{player}.{name}"] for name in network.state_dict()})
+            own = network.state_dict()
+            network.load_state_dict({name: spread(held[f"network.{player}.{name}"], w) for name, w in own.items()})
             self.working.refresh(player)
             for name, parameter in network.named_parameters():
                 prefix = f"optimizer.{player}.{name}."
-                kept = {what.removeprefix(prefix): value for what, value in held.items() if what.startswith(prefix)}
-                if kept:  # a player that has not played yet has none
-                    self.optimizers[player].state[parameter] = kept
+                kept = {what.removeprefix(prefix): held[what] for what in held if what.startswith(prefix)}
+                if kept:  # a player that has not played yet has none; clones, because what was read is a mapped file
+                    self.optimizers[player].state[parameter] = {
+                        what: (spread(value, parameter) if value.shape == parameter.shape else value).clone()
+                        for what, value in kept.items()
+                    }
         for average, weights in self.averages.items():
             for name, weight in zip(self._names(), weights, strict=True):
-                weight.copy_(held[f"average.{average}.{name}"])
-        torch.set_rng_state(held["random"])
+                weight.copy_(spread(held[f"average.{average}.{name}"], weight))
 
 
 def optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
