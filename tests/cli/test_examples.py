@@ -14,9 +14,13 @@ ROOT = Path(__file__).parent.parent.parent
 COMMANDS = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]  # click's group is not typed
 
 
+NOT_RUN = {"data build icons": "fetches packages with npm from the network"}  # beginnings of examples, and why
+
+
 def in_help() -> list[str]:
     found: list[str] = []
-    for name, command in COMMANDS.items():  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    groups = [(name, getattr(command, "commands", {name: command})) for name, command in COMMANDS.items()]  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType, reportUnknownArgumentType]
+    for name, command in [item for _, commands in groups for item in commands.items()]:  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
         examples = re.findall(r"Example: (mezzotint .*)", str(command.help))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
         assert examples, f"--help of {name} shows no example"
         found += examples
@@ -40,6 +44,8 @@ def test_there_are_examples_of_every_verb() -> None:
 @pytest.mark.parametrize("line", sorted({*in_help(), *in_readme()}))
 def test_example_runs(line: str, mezzotint: Command, world: Path) -> None:
     arguments = shlex.split(line)[1:]
+    if any(line.startswith(f"mezzotint {beginning} ") for beginning in NOT_RUN):
+        arguments.append("--help")  # still refuses options that do not exist
     if "picture.png" in arguments:
         made = mezzotint("generate", "a red fox", "-m", "model", "--steps", "2", "-o", "made")
         Path(made.out.strip()).rename(world / "picture.png")

@@ -17,7 +17,7 @@ def group() -> None:
     """Build and inspect picture sets."""
 
 
-@app.command(epilog="Example: mezzotint data build icons --out icons64 --limit 20")
+@app.command()
 def build(
     name: Annotated[str, typer.Argument(help="Which set: icons.")],
     out: Annotated[Path, typer.Option(help="Folder for train.parquet, heldout.parquet and card.json.")],
@@ -27,7 +27,10 @@ def build(
     limit: Annotated[int | None, typer.Option(min=1, help="Draw only the first so many.")] = None,
     is_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
-    """Fetch pinned open packages from npm, draw and caption them: the set that the packaged model learnt from."""
+    """Fetch pinned open packages from npm, draw and caption them: the set that the packaged model learnt from.
+
+    Example: mezzotint data build icons --out icons64 --limit 20
+    """
     if name != "icons":
         raise ConfigError(f"unknown set {name!r}; one of: icons")
     from mezzotint.data.icons import build as build_icons

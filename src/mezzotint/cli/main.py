@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from mezzotint.cli import data
 from mezzotint.cli.convert import convert
 from mezzotint.cli.doctor import doctor
 from mezzotint.cli.edit import edit
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 for verb in (generate, edit, vary, inspect, convert, samplers, train, package, replay, doctor):
     app.command()(verb)
+app.add_typer(data.app, name="data")
 
 
 @app.callback()
