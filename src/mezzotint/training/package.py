@@ -52,7 +52,7 @@ class Card:
     parameters: int
     steps: int
     samples: int
-    held_out: Mapping[str, float]
+    measures: Mapping[str, float]
     pictures: int
     sources: Mapping[str, Source]
     data_card: str | None
@@ -134,7 +134,7 @@ def card_of(config: TrainConfig, run: Path, data: Path) -> Card:
         parameters=sum(math.prod(info.shape) for info in read_header(weights).tensors.values()),
         steps=last["step"],
         samples=last["step"] * config.batch,
-        held_out={name: round(value, 4) for name, value in measures.items() if isinstance(value, float)},
+        measures={name: round(value, 4) for name, value in measures.items() if isinstance(value, float)},
         pictures=len(pictures),
         sources={
             name or "not said": Source(licence=licence or "not said", pictures=n)
@@ -178,14 +178,14 @@ def readme(config: TrainConfig, cards: Sequence[Card], name: str) -> str:
     settings = parse(UNetSettings, config.settings, "recipe.settings")
     every = {source: entry.licence for card in cards for source, entry in card.sources.items()}
     counts = {source: [c.sources[source].pictures if source in c.sources else 0 for c in cards] for source in every}
-    measures = [", ".join(f"{measure} {value:.4g}" for measure, value in card.held_out.items()) for card in cards]
+    measures = [", ".join(f"{measure} {value:.4g}" for measure, value in card.measures.items()) for card in cards]
     return README.format(
         name=name,
         size=config.data.resolution,
         guidance=f"{settings.sheet_guidance:g}",
         prompts="\n".join(f"- {prompt}" for prompt in config.validation_prompts),
         networks=table(
-            ["network", "parameters", "steps", "samples", "training pictures", "on held-out pictures"],
+            ["network", "parameters", "steps", "samples", "training pictures", "measured"],
             [
                 [c.part, f"{c.parameters / 1e6:.1f} M", f"{c.steps:,}", f"{c.samples:,}", f"{c.pictures:,}", measured]
                 for c, measured in zip(cards, measures, strict=True)
