@@ -3,7 +3,8 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -112,8 +113,10 @@ def world(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def mezzotint(world: Path, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in `world` with these arguments."""
+def mezzotint(world: Path, capsys: pytest.CaptureFixture[str]) -> Generator[Command]:
+    """Run the command in `world` with these arguments; what it sets for its whole process is set back afterwards."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    threads = torch.get_num_threads()
 
     def command(*arguments: str) -> Ran:
         capsys.readouterr()
@@ -124,4 +127,8 @@ def mezzotint(world: Path, capsys: pytest.CaptureFixture[str]) -> Command:
         assert isinstance(code, int)
         return Ran(code, out, err)
 
-    return command
+    yield command
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
