@@ -1,22 +1,32 @@
 """Killed anywhere and continued, a run ends in the same bits; and the test would notice if it did not."""
 
+import errno
+import io
 import json
 import os
+import re
 import shutil
 import signal
+import sys
+import types
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from mezzotint.checkpoints import files
+from mezzotint.cli import main as command
 from mezzotint.errors import CheckpointError, ConfigError
 from mezzotint.training import loop, state
 from mezzotint.training.config import TrainConfig
+from mezzotint.training.journal import Journal
 from mezzotint.training.loop import train
+from mezzotint.training.part import PARTS, Inputs
 from mezzotint.training.run import Run
 from training.toy import ToyPart, config
 
@@ -207,6 +217,101 @@ def test_full_disk_keeps_the_older_checkpoint(whole: Path, tmp_path: Path, monke
         state.save(tmp_path / "checkpoints", 10, {"x": torch.zeros(3)}, {}, keep=1)
     monkeypatch.undo()
     assert same(whole, tmp_path)
+
+
+def test_full_disk_costs_a_checkpoint_but_not_the_run(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No room at steps 4 and 6: the run goes on, says so twice, and saves again when there is room."""
+    free = iter([2**40, 0, 0, 2**40, 2**40])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, next(free)))  # pyright: ignore
+    assert train(ToyPart(), config(checkpoints_total_limit=9), tmp_path)
+    monkeypatch.undo()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    steps = [re.findall("step ([0-9]+) has no checkpoint, training goes on: .* 0 MB free", line) for line in said]
+    assert steps == [["4"], ["6"]]
+    assert [path.name[-2:] for path in state.complete(tmp_path / "checkpoints")] == ["02", "08", "09"]
+    assert same(whole, tmp_path)
+
+
+def test_end_that_cannot_be_saved_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))  # pyright: ignore
+    with pytest.raises(CheckpointError, match="MB needed to save step 9"):
+        train(ToyPart(), config(), tmp_path)
+
+
+def test_lines_that_a_full_disk_refused_are_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The disk fills up in the middle of the second of three lines."""
+    log = Journal(tmp_path, keep_until=0)
+    opened, full = Path.open, [False]
+
+    class Full(io.BufferedRandom):
+        def write(self, data: Any) -> int:
+            super().write(data[:9])
+            self.flush()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def short(self: Path, *mode: Any, **more: Any) -> Any:
+        return Full(io.FileIO(self, "r+b")) if full[0] else opened(self, *mode, **more)  # pyright: ignore
+
+    monkeypatch.setattr(Path, "open", short)
+    for step in (1, 2, 3):
+        full[0] = step == 2
+        log.add(step, "train", {"loss": 1 / step}, {})
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines == [{"step": step, "what": "train", "loss": 1 / step} for step in (1, 2, 3)]
+    assert "log.jsonl: No space left on device; what it lacks is written later" in caplog.text
+
+
+def test_pace_tells_how_much_of_the_machine_is_used(whole: Path) -> None:
+    """The toy's learner: 3 x forward, 2 x 4 samples of 2 x (3x8 + 8x3) operations; from step 4 on the opponent too."""
+    paces = [json.loads(line).get("pace") for line in (whole / "log.jsonl").read_text().splitlines()]
+    told = [pace for pace in paces if pace]
+    assert len(told) == 9
+    flops = told[0]["teraflops"] * 1e12 * 8 / told[0]["samples_per_second"]
+    assert flops == pytest.approx(3 * 8 * 2 * (3 * 8 + 8 * 3))
+    assert all(0 < pace["utilisation"] < 1 for pace in told)
+
+
+def test_sigterm_saves_and_exits_with_75(whole: Path, tmp_path: Path) -> None:
+    """The real command, told to stop during step 4; the same command then finishes, bit for bit."""
+    settings = {name: value for name, value in asdict(config()).items() if value not in ({}, ())}
+    settings["ema"] = [asdict(average) for average in config().ema]
+    settings["settings"] = {}
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(settings | {"data": {"resolution": 8}}))
+
+    class Made(ToyPart):
+        def __init__(self, settings: TrainConfig, inputs: Inputs) -> None:
+            super().__init__()
+
+        def loss(self, player: str, networks: Any, batch: Any) -> Any:
+            if batch.step == 3 and not (tmp_path / "told").exists():
+                (tmp_path / "told").touch()
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().loss(player, networks, batch)
+
+    codes: list[int] = []
+    for _ in range(2):
+        if not (child := os.fork()):
+            try:
+                module = types.ModuleType("made")
+                module.Part = Made  # pyright: ignore[reportAttributeAccessIssue]
+                sys.modules["made"] = module
+                PARTS["toy"] = "made:Part"
+                os.chdir(tmp_path)
+                command.run(["train", "toy.yaml", "--data", ".", "--out", "run"])
+                os._exit(0)
+            except SystemExit as exit:
+                os._exit(int(exit.code or 0))
+            finally:
+                os._exit(99)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        if len(codes) == 1:
+            assert [path.name for path in state.complete(tmp_path / "run" / "checkpoints")][-1] == "step-00000004"
+    assert codes == [75, 0]
+    assert same(whole, tmp_path / "run")
 
 
 def test_loss_that_is_not_finite_stops_with_the_batch(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-TRIED_SIDE, TRIES = 1024, 5  # matrices that the machine's rate is measured with
+TRIED_SIDE, TRIES = 512, 5  # matrices that the machine's rate is measured with
 
 
 class Journal:
