@@ -1,5 +1,7 @@
 """Several processes train one run: started by torchrun, they share out the micro-batches of every step.
 
+    torchrun --nproc-per-node 2 --no-python mezzotint train icons-unet --data icons64 --out runs/unet
+
 How many there are changes nothing but the order of sums: order, draws and strata belong to positions, and one process
 computes a micro-batch whole. Gradients and losses are summed in float32. There are two ways to hold the networks:
 
@@ -7,6 +9,8 @@ computes a micro-batch whole. Gradients and losses are summed in float32. There 
   network than `forward`, and because gradients of bfloat16 copies must be float32 before they are added.
 * Sharded, for what does not fit: FSDP2 leaves each process 1/n of weights, gradients, optimiser and averages, and
   gathers a network's weights while they are used.
+
+SIGTERM to one process stops all at the same step, with everything saved; torchrun turns their exit code 75 into its 1.
 """
 
 import atexit
