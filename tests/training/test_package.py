@@ -18,7 +18,7 @@ from mezzotint.errors import ConfigError
 from mezzotint.pipeline.generate import generate
 from mezzotint.pipeline.system import load
 from mezzotint.training.config import TrainConfig, parse, recipe
-from mezzotint.training.package import card_of, pack_model, pack_network, said, scheduler_of
+from mezzotint.training.package import card_of, network_of, pack_model, pack_network, said, scheduler_of
 from mezzotint.training.part import CARD, Inputs, place_of
 from mezzotint.training.step import DiffusionSettings
 from training import test_chain as chain
@@ -194,3 +194,8 @@ def test_scheduler_is_the_schedule_that_was_trained() -> None:
         wanted = parse(DiffusionSettings, diffusion).schedule()
         assert torch.equal(written.schedule().alphas_cumprod, wanted.alphas_cumprod)
         assert written.objective == "v_prediction"
+
+
+def test_a_clip_that_judges_is_packaged_whole() -> None:
+    assert network_of(recipe("icons-clip", ())) == "text"
+    assert network_of(recipe("icons-evaluator", ())) == "clip"

@@ -65,13 +65,18 @@ def pack_network(config: TrainConfig, run: Path, data: Path, out: Path) -> Card:
     Raises: ConfigError if the run is of another recipe or has exported nothing.
     """
     export, card = run / "export", card_of(config, run, data)
-    name = NETWORKS[config.part]
+    name = network_of(config)
     write_state(out / f"{name}.safetensors", read_state(export / f"{name}.safetensors"), dtype=torch.float16)
     write_json(out / f"{name}.json", read_json(export / f"{name}.json"))
     if (export / TOKENIZER).is_dir():
         shutil.copytree(export / TOKENIZER, out / TOKENIZER, dirs_exist_ok=True)
     write_json(out / CARD, asdict(card))
     return card
+
+
+def network_of(config: TrainConfig) -> str:
+    """Which exported network others build on: of a CLIP the text tower, but of one that judges pictures all of it."""
+    return "clip" if config.settings.get("sees_held_out") else NETWORKS[config.part]
 
 
 def pack_model(config: TrainConfig, run: Path, inputs: Inputs, out: Path) -> tuple[Card, ...]:
@@ -116,7 +121,7 @@ def card_of(config: TrainConfig, run: Path, data: Path) -> Card:
 
     Raises: ConfigError if the run is of another recipe or has exported nothing.
     """
-    weights, saved = run / "export" / f"{NETWORKS[config.part]}.safetensors", complete(run / "checkpoints")
+    weights, saved = run / "export" / f"{network_of(config)}.safetensors", complete(run / "checkpoints")
     if not saved or not weights.is_file():
         raise ConfigError(f"{run}: no exported networks; train the {config.part} first")
     if read_json(saved[-1] / MANIFEST)["trajectory"] != config.trajectory():
