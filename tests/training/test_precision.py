@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mezzotint.models.presets import PRESETS
+from mezzotint.models.unet import Conditioning, UNet, initialise
 from mezzotint.training.precision import ExplicitAttention, Working, explicit_attention
 from mezzotint.training.run import Run, swapped
 from training.toy import ToyPart, config, stacked
@@ -31,6 +33,23 @@ def test_only_short_attention_is_replaced(monkeypatch: pytest.MonkeyPatch) -> No
             F.scaled_dot_product_attention(q, q, q)
     F.scaled_dot_product_attention(q, q, q)
     assert seen == [4]
+
+
+def test_checkpointed_activations_are_computed_again_with_the_same_attention(generator: torch.Generator) -> None:
+    config = PRESETS["tiny"].unet
+    x, context = (
+        torch.randn(1, 4, 8, 8, generator=generator),
+        torch.randn(1, 5, config.context or 0, generator=generator),
+    )
+    unet = UNet(config)
+    initialise(unet, generator)
+    found: list[torch.Tensor] = []
+    for unet.is_checkpointed in (False, True):
+        with ExplicitAttention():
+            output = unet(x, torch.zeros(1), unet.prepare(Conditioning(context)))
+            grads = torch.autograd.grad(output.square().sum(), list(unet.parameters()))
+        found.append(stacked(list(grads)))
+    assert torch.equal(*found)
 
 
 def test_copies_give_their_gradients_to_the_masters() -> None:

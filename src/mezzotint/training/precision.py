@@ -6,13 +6,12 @@ products, because the backward pass of PyTorch's CPU flash attention is several 
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 SHORT = 1024  # positions up to which written-out attention is faster on a CPU
 
@@ -26,22 +25,29 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False)
     return scores.softmax(-1) @ v
 
 
-class ExplicitAttention(TorchFunctionMode):
-    """Within it, attention of short sequences on a CPU is written out, in whatever module it is asked for."""
+_attention = F.scaled_dot_product_attention
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],  # Any: whatever PyTorch function is being called
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Answer attention ourselves and pass everything else on."""
-        if func is F.scaled_dot_product_attention and set(kwargs or {}) <= {"is_causal"} and len(args) == 3:
-            q, k, v = args
-            if q.device.type == "cpu" and q.shape[-2] <= SHORT and k.shape[-2] <= SHORT:
-                return explicit_attention(q, k, v, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+
+def _chosen(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # Any: all that PyTorch's takes
+    is_short = q.device.type == "cpu" and q.shape[-2] <= SHORT and k.shape[-2] <= SHORT
+    if is_short and not args and kwargs.keys() <= {"is_causal"}:
+        return explicit_attention(q, k, v, **kwargs)
+    return _attention(q, k, v, *args, **kwargs)
+
+
+class ExplicitAttention:
+    """Within it, attention of short sequences on a CPU is written out, in whatever module of the process asks for it.
+
+    It replaces PyTorch's function, because a TorchFunctionMode is set aside while the backward pass runs, where
+    checkpointed activations are computed again and must be computed alike.
+    """
+
+    def __enter__(self) -> None:
+        self._before = F.scaled_dot_product_attention
+        F.scaled_dot_product_attention = _chosen  # pyright: ignore[reportAttributeAccessIssue]  # takes the same
+
+    def __exit__(self, *error: object) -> None:
+        F.scaled_dot_product_attention = self._before
 
 
 class Working:
