@@ -102,7 +102,7 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """What must not depend on interruptions: records without paces, and hashes of state, averages, networks, sheets."""
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     newest = state.complete(folder / "checkpoints")[-1]
-    files = [newest / state.STATE] + [
+    files = [*newest.glob("state*")] + [
         f for part in ("export", "snapshots", "sheets") for f in (folder / part).iterdir()
     ]
     hashes = {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
