@@ -18,7 +18,7 @@ Source: Hessel et al. 2021, arXiv:2104.08718; R-precision: Xu et al. 2018, arXiv
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -28,21 +28,14 @@ from torch import Tensor
 
 from mezzotint.data.order import key
 from mezzotint.errors import CheckpointError, ConfigError
-from mezzotint.evaluation.accuracy import Z, Share, before, share
+from mezzotint.evaluation.accuracy import before
+from mezzotint.evaluation.estimate import Estimate, Share, jackknife, share
 from mezzotint.models.clip import CLIP
 from mezzotint.prompts.tokenizer import Tokenizer
 
 WEIGHT = 2.5
 CANDIDATES = 100  # captions that a picture must tell its own from: R-precision's usual number
 CHUNK = 32  # texts at once
-
-
-class Mean(NamedTuple):
-    """A mean and the interval that the true one lies in; None if there are fewer than two prompts."""
-
-    value: float
-    low: float | None
-    high: float | None
 
 
 class Cut(NamedTuple):
@@ -67,9 +60,9 @@ class ClipScore:
     pictures: int
     prompts: int
     weight: float
-    cosine: Mean
-    x100: Mean
-    weighted: Mean
+    cosine: Estimate
+    x100: Estimate
+    weighted: Estimate
     deviation: float  # of the cosine, over pictures
     r_precision: Share | None  # None with a single prompt: there is nothing to choose from
     candidates: int
@@ -151,8 +144,8 @@ def clip_score(
         prompts=len(set(said)),
         weight=weight,
         cosine=cosine,
-        x100=Mean(*(None if bound is None else max(100 * bound, 0.0) for bound in cosine)),  # pyright: ignore[reportArgumentType]  # a mean's value is never None
-        weighted=mean_of(weight * found.clamp(min=0), said),
+        x100=_scaled(cosine),
+        weighted=mean_of(weight * found.clamp(min=0), said, floor=0.0),
         deviation=float(found.std()) if len(found) > 1 else 0.0,
         r_precision=share(hits, len(found)) if among > 1 else None,
         candidates=among,
@@ -201,21 +194,24 @@ def per_prompt(found: Float[Tensor, "n"], said: Sequence[str], *, weight: float 
     return tuple(sorted(rows, key=lambda row: -row.cosine))
 
 
-def mean_of(values: Float[Tensor, "n"], said: Sequence[str]) -> Mean:
+def mean_of(values: Float[Tensor, "n"], said: Sequence[str], *, floor: float = -1.0) -> Estimate:
     """The mean over pictures, with its interval by leaving out one prompt after the other."""
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     for value, prompt in zip(values.tolist(), said, strict=True):
         sums[prompt] += value
         counts[prompt] += 1
-    total, n, m = math.fsum(sums.values()), len(said), len(sums)
-    mean = total / n
-    if m < 2:
-        return Mean(mean, None, None)
-    left = [(total - sums[prompt]) / (n - counts[prompt]) for prompt in sums]
-    middle = math.fsum(left) / m
-    half = Z * math.sqrt((m - 1) / m * math.fsum((value - middle) ** 2 for value in left))
-    return Mean(mean, mean - half, mean + half)
+    total, n = math.fsum(sums.values()), len(said)
+    without = [(total - sums[prompt]) / (n - counts[prompt]) for prompt in sums] if len(sums) > 1 else []
+    found = jackknife(total / n, without, n, floor=floor)
+    how = found.how.replace("blocks", "prompts") if without else "one prompt: no interval"
+    return replace(found, how=how)
+
+
+def _scaled(cosine: Estimate) -> Estimate:
+    """100 times the mean cosine, not below 0."""
+    low, high = (None if end is None else max(100 * end, 0.0) for end in (cosine.low, cosine.high))
+    return replace(cosine, value=max(100 * cosine.value, 0.0), low=low, high=high)
 
 
 def _check(pictures: Tensor, said: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ COMPARING = frozenset({"fid", "sfid", "kid", "cmmd", "pr", "dc"})  # need refere
 SINGLE = "pictures"  # what given pictures are called in reports; generated sets are called by their settings
 REFERENCE, TRAINING = "against", "training"
 
-_FREE = {"out", "workers", "shard"}  # change nothing in any number
+_FREE = {"out", "workers", "shard", "statistics"}  # change nothing in any number
 _LATE = {"metrics", "weight", "candidates", "subset"}  # change numbers, but neither pictures nor features
 
 
@@ -59,7 +59,8 @@ class EvaluationSpec(BaseModel):
     weight: float = Field(default=2.5, gt=0, description="w of w * max(cos, 0)")
     prefix: str = Field(default="", description='text before every prompt when it is scored, such as "A photo depicts "')
     candidates: int = Field(default=100, ge=2, description="captions that R-precision chooses among")
-    subset: int = Field(default=1000, ge=2, description="pictures in a subset of KID")
+    subset: int | None = Field(default=None, ge=2, description="pictures in a subset of KID; none: 1000, or half of all")
+    statistics: bool = Field(default=False, description="also write a statistics file of every set, to compare with")
     guidance: tuple[float, ...] = Field(default=(), description="guidance scales; several are a sweep")
     steps: tuple[int, ...] = Field(default=(), description="sampling steps; several are a sweep")
     sampler: str | None = Field(default=None, description="sampler; none: the model's own")
