@@ -31,7 +31,9 @@ from mezzotint.models.clip import CLIP, CLIP_MEAN, CLIP_STD, ImageConfig, TextCo
 OURS, OPEN_CLIP = "clip.json", "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 _TOKENIZERS = ("tokenizer.json", "vocab.json")
-_OPTIONAL = re.compile(r"(^|\.)(position_ids|logit_scale|logit_bias|attn_mask|input_resolution|context_length|vocab_size)$")
+_OPTIONAL = re.compile(
+    r"(^|\.)(position_ids|logit_scale|logit_bias|attn_mask|input_resolution|context_length|vocab_size)$"
+)
 _OPENAI = {"input_resolution", "context_length", "vocab_size"}  # entries that only OpenAI's files have
 HEAD = 64  # width of a head wherever a config does not say
 PLACE = "name a folder with clip.json (ours), config.json (transformers) or open_clip_config.json, or a weight file"
@@ -75,7 +77,9 @@ def read_clip(path: str | Path) -> ClipFiles:
     if (path / OPEN_CLIP).is_file():
         found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
         if found is None:
-            raise CheckpointError(f"{path}: {OPEN_CLIP} without weights; one of {', '.join(_WEIGHTS)} belongs beside it")
+            raise CheckpointError(
+                f"{path}: {OPEN_CLIP} without weights; one of {', '.join(_WEIGHTS)} belongs beside it"
+            )
         return _open_clip(found, path / OPEN_CLIP)
     if (path / "config.json").is_file():
         return _transformers(path)
@@ -118,7 +122,10 @@ def _transformers(folder: Path) -> ClipFiles:
         said = {**fields.nested(name).values, **fields.nested(f"{name}_dict").values}
         return Fields(fields.path, {**said, **projection})
 
-    text, image = readers.read_text(tower("text_config"), has_projection=True), readers.read_image(tower("vision_config"))
+    text, image = (
+        readers.read_text(tower("text_config"), has_projection=True),
+        readers.read_image(tower("vision_config")),
+    )
     sources = weight_files(folder, "model") if any(folder.glob("model*.safetensors*")) else ()
     if sources:
         state = {key: tensor for file in sources for key, tensor in read_state(file).items()}

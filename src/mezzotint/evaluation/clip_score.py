@@ -101,7 +101,9 @@ def read_texts(clip: CLIP, tokenizer: Tokenizer, prompts: Sequence[str], *, pref
     features: list[Tensor] = []
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
-        longest = max(row.index(tokenizer.eos) for row in chunk) + 1  # what follows an end cannot change its pooled state
+        longest = (
+            max(row.index(tokenizer.eos) for row in chunk) + 1
+        )  # what follows an end cannot change its pooled state
         features.append(F.normalize(tower(torch.tensor([row[:longest] for row in chunk])).pooled, dim=-1))
     dropped = [(prompt, tokenizer.dropped(prefix + prompt, room=room)) for prompt in distinct]
     return Texts(

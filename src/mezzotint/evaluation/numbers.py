@@ -126,12 +126,16 @@ def said_of(extractor: Extractor) -> Entry:
     }
 
 
-def distances(found: Numbers, chosen: frozenset[str], extractor: Extractor, made: Features, reference: Reference) -> None:
+def distances(
+    found: Numbers, chosen: frozenset[str], extractor: Extractor, made: Features, reference: Reference
+) -> None:
     """Everything that compares a set with the reference, by one extractor's features."""
     about = said_of(extractor)
     other = reference.features
     if "fid" in chosen:
-        found.add("fid", {**about, "name": name_of(provenance_of(extractor))}, lambda: _frechet(extractor, made, reference))
+        found.add(
+            "fid", {**about, "name": name_of(provenance_of(extractor))}, lambda: _frechet(extractor, made, reference)
+        )
     if "sfid" in chosen and "spatial" in made.tensors:
         found.add("sfid", {**about, "name": "sFID"}, lambda: _frechet(extractor, made, reference, what="spatial"))
     paired: dict[str, Callable[[Tensor, Tensor], list[Entry]]] = {"pr": _precision, "dc": _coverage}
@@ -142,7 +146,9 @@ def distances(found: Numbers, chosen: frozenset[str], extractor: Extractor, made
             found.add(metric, about, lambda compute=compute: compute(made.tensors["features"], _features(other)))
 
 
-def kernel_distance(found: Numbers, extractor: Extractor, made: Features, reference: Reference, size: int | None) -> None:
+def kernel_distance(
+    found: Numbers, extractor: Extractor, made: Features, reference: Reference, size: int | None
+) -> None:
     """KID, under its own name only for Inception's features."""
     name = name_of(provenance_of(extractor), "KID")
 
@@ -203,7 +209,12 @@ def scored(found: Numbers, scorer: Scored) -> None:
         entries = [
             {"name": "CLIP score, cosine", "scaling": "cosine", **_told(result.cosine), "deviation": result.deviation},
             {"name": "CLIP score x100", "scaling": "x100", **_told(result.x100)},
-            {"name": f"CLIP score w{result.weight:g}", "scaling": "weighted", "weight": result.weight, **_told(result.weighted)},
+            {
+                "name": f"CLIP score w{result.weight:g}",
+                "scaling": "weighted",
+                "weight": result.weight,
+                **_told(result.weighted),
+            },
         ]
         entries[0]["prompts"], entries[0]["cut"] = result.prompts, cut
         if (share := result.r_precision) is not None:
@@ -263,7 +274,9 @@ def _coverage(made: Tensor, real: Tensor) -> list[Entry]:
 
 def _features(features: Features | None) -> Tensor:
     if features is None:
-        raise ConfigError("the reference is a statistics file, this needs its pictures or features: give those as against")
+        raise ConfigError(
+            "the reference is a statistics file, this needs its pictures or features: give those as against"
+        )
     return features.tensors["features"]
 
 

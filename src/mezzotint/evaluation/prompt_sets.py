@@ -73,7 +73,9 @@ def _parsed(name: str, text: str, *, is_table: bool) -> PromptSet:
     rows = [line.rstrip("\r").split("\t") for line in lines[1:] if line.strip()]
     chosen = next((column for column in PROMPT_COLUMNS if column in heads), None)
     if chosen is None:
-        raise RequestError(f"prompts {name!r}: columns {', '.join(heads)} → one called {' or '.join(PROMPT_COLUMNS)} expected")
+        raise RequestError(
+            f"prompts {name!r}: columns {', '.join(heads)} → one called {' or '.join(PROMPT_COLUMNS)} expected"
+        )
     if uneven := next((i for i, row in enumerate(rows) if len(row) != len(heads)), None) is not None:
         raise RequestError(f"prompts {name!r}: row {uneven + 1} has not the {len(heads)} columns of the first line")
     if not rows:

@@ -43,7 +43,9 @@ class EvaluationSpec(BaseModel):
     pictures: tuple[str, ...] = Field(
         default=(), description="folder, zip, .parquet, .tar or picture files; an earlier evaluation; a statistics file"
     )
-    model: str | None = Field(default=None, description="make the pictures with this model: folder, file, ORG/NAME, icons")
+    model: str | None = Field(
+        default=None, description="make the pictures with this model: folder, file, ORG/NAME, icons"
+    )
     prompts: str | None = Field(
         default=None, description="partiprompts, mlperf-coco, icons, or a file; for given pictures: one line for each"
     )
@@ -55,11 +57,17 @@ class EvaluationSpec(BaseModel):
     )
     protocol: str = Field(default="tf1", description="how Inception is shown pictures: tf1, pytorch-fid, clean, …")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="what features are computed in")
-    clip: str | None = Field(default=None, description="CLIP that scores: a path, or evaluator, the one in this package")
+    clip: str | None = Field(
+        default=None, description="CLIP that scores: a path, or evaluator, the one in this package"
+    )
     weight: float = Field(default=2.5, gt=0, description="w of w * max(cos, 0)")
-    prefix: str = Field(default="", description='text before every prompt when it is scored, such as "A photo depicts "')
+    prefix: str = Field(
+        default="", description='text before every prompt when it is scored, such as "A photo depicts "'
+    )
     candidates: int = Field(default=100, ge=2, description="captions that R-precision chooses among")
-    subset: int | None = Field(default=None, ge=2, description="pictures in a subset of KID; none: 1000, or half of all")
+    subset: int | None = Field(
+        default=None, ge=2, description="pictures in a subset of KID; none: 1000, or half of all"
+    )
     statistics: bool = Field(default=False, description="also write a statistics file of every set, to compare with")
     guidance: tuple[float, ...] = Field(default=(), description="guidance scales; several are a sweep")
     steps: tuple[int, ...] = Field(default=(), description="sampling steps; several are a sweep")
@@ -77,7 +85,9 @@ class EvaluationSpec(BaseModel):
     threads: int = Field(default=1, ge=1, description="of each worker; another number may change last digits")
     skip_broken: bool = Field(default=False, description="leave out pictures that cannot be read, instead of stopping")
     workers: int | None = Field(default=None, ge=1, description="processes; none: one for each processor core")
-    shard: str | None = Field(default=None, description="i/n: only every n-th chunk, from the i-th on; merge joins shards")
+    shard: str | None = Field(
+        default=None, description="i/n: only every n-th chunk, from the i-th on; merge joins shards"
+    )
     out: Path = Field(default=Path("evaluation"), description="folder for report, pictures and features")
 
     if not TYPE_CHECKING:  # type checkers see the fields instead

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from mezzotint.data.pictures import read_pictures
 from mezzotint.errors import CheckpointError, MezzotintError, RequestError
 from mezzotint.evaluation.features import Extractor
 from mezzotint.evaluation.pictures import Pixels, Problem, Unreadable, decode, list_pictures
+from mezzotint.evaluation.spec import REFERENCE, TRAINING
 from mezzotint.images import read_metadata, write_file
 from mezzotint.pipeline.generate import generate
 from mezzotint.pipeline.request import Request
@@ -114,6 +115,7 @@ class GivenPictures:
             if len(where) == 1 and path.is_dir():
                 captions = [_caption(path / name) for name, _ in entries]
                 roots = [path / name for name, _ in entries]
+        self._folder = path if len(where) == 1 and path.is_dir() else None
         self.names = tuple(name for name, _ in entries)
         self._read = [read for _, read in entries]
         self._captions, self._given, self._roots = captions, prompts, roots
@@ -133,6 +135,8 @@ class GivenPictures:
                 )
             return self._given
         said = [caption for caption in self._captions if caption is not None]
+        if not said and self._folder is not None:
+            return prompts_in(self._folder, self.names)
         if 0 < len(said) < count:
             lacking = self.names[self._captions.index(None)]
             raise RequestError(f"{len(said)} captions, {count} pictures: {lacking!r} has none (a .txt beside it)")
@@ -158,6 +162,38 @@ class GivenPictures:
             return Unit(name, None, str(error))
         except (OSError, ValueError) as error:
             return Unit(name, None, f"cannot be read: {error}")
+
+
+class StoredPictures:
+    """A set of an earlier evaluation, of which the features are there and pictures may not be."""
+
+    prompts: Sequence[str] | None = None
+
+    def __init__(self, folder: Path) -> None:
+        told = read_json(folder / "set.json")
+        self.identity: Mapping[str, Any] = cast("dict[str, Any]", told["identity"])  # cast, Any: JSON that we wrote
+        self.state = str(told["state"])
+        self.chunk = int(str(told["chunk"]))
+        self.names = tuple(f"{index:06d}" for index in range(int(self.identity["count"])))
+        self._folder = folder
+
+    def read(self, index: int) -> Unit:
+        """Never there: what is lacking has to be computed where the pictures are."""
+        lacking = f"has no features of this network in {self._folder}; measure that evaluation with the same features"
+        return Unit(f"picture {index}", None, lacking)
+
+
+def stored(path: Path) -> Path | None:
+    """The folder of the one set that an earlier evaluation measured; None if `path` is none.
+
+    Raises: RequestError if it measured several.
+    """
+    if not (path / SETS).is_dir():
+        return path if (path / "set.json").is_file() else None
+    found = [path / SETS / name for name in names_below(path / SETS) if name not in {REFERENCE, TRAINING}]
+    if len(found) != 1:
+        raise RequestError(f"{path} holds {len(found)} sets; name one: {', '.join(map(str, found))}")
+    return found[0]
 
 
 class MadePictures:
