@@ -16,7 +16,7 @@ Source: Heusel et al. 2017, arXiv:1706.08500, eq. 6; Chong and Forsyth 2020, arX
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -30,7 +30,9 @@ from mezzotint.evaluation.statistics import Chunk, Moments, Provenance, Statisti
 INCEPTION = "inception-2015-12-05"  # the extractor's name only if its weights are those, which their hash decides
 BLOCKS = 20
 INFINITY_BLOCKS = 8
-FRACTIONS = (1, 2, 4)  # the extrapolation looks at all pictures, at halves and at quarters of them
+linalg: Any = torch.linalg  # Any: declares no types
+
+BENT = 0.1  # a line that misses the quarters by more than this share of the bias is said to be none
 
 
 class Parts(NamedTuple):
@@ -60,12 +62,13 @@ class Frechet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extrapolation:
-    """The distance at 1 / n = 0, and the distances (n, value) that it was extrapolated from, largest n first."""
+    """The distance at 1 / n = 0, and distances (n, value) of all, of halves (which the line goes through) and of quarters."""
 
     name: str
     protocol: str | None
     distance: Estimate
     points: tuple[tuple[int, float], ...]
+    notes: tuple[str, ...]
 
 
 def name_of(provenance: Provenance, metric: str = "FID") -> str:
@@ -92,7 +95,7 @@ def fid(made: Statistics, reference: Statistics, *, blocks: int = BLOCKS) -> Fre
     return Frechet(
         name=name_of(made.provenance),
         protocol=made.provenance.protocol,
-        distance=jackknife(parts.value, without, made.count or 0),
+        distance=jackknife(parts.value, without, made.count or 0, floor=min(0.0, parts.value)),
         means=parts.means,
         covariances=parts.covariances,
         smallest=parts.smallest,
@@ -108,9 +111,11 @@ def fid_infinity(
 ) -> Extrapolation:
     """The distance that infinitely many made pictures would have: a line through distances against 1 / n, at 0.
 
-    Distances are those of all blocks, of halves and of quarters, each size averaged over parts that together hold every
-    picture, so that chance moves all points of the line alike. The interval comes from doing the same without each
-    block. `is_reference_too` also removes the reference's own bias, in the same way; published values do not.
+    The line goes through the distance of all blocks and the mean distance of the two halves: since these are the same
+    pictures, chance moves both points alike, and the result scatters hardly more than the distance itself. Quarters
+    only tell whether it is a line; with fewer than twice as many pictures as the features have numbers it bends, and
+    the result is too low. The interval comes from doing the same without each block. `is_reference_too` also removes
+    the reference's own bias, in the same way; published values do not.
     Raises: ConfigError as `fid`; or if there are fewer than 4 chunks, so nothing to take parts of.
     """
     check_comparable(made, reference)
@@ -118,14 +123,13 @@ def fid_infinity(
     if len(chunks) < 4 or (is_reference_too and len(reference.chunks) < 4):
         raise ConfigError(f"FID-infinity: {len(chunks)} chunks; 4 or more are needed, so keep smaller chunks")
     fixed = _Root(reference.moments())
-    points = _ladder(chunks, fixed)
-    value = intercept(points)
-    without = [intercept(_ladder([*chunks[:i], *chunks[i + 1 :]], fixed)) for i in range(len(chunks))]
+    points = [_point(chunks, fixed, parts) for parts in (1, 2, 4)]
+    value = intercept(points[:2])
+    without = [_at_infinity([*chunks[:i], *chunks[i + 1 :]], fixed) for i in range(len(chunks))]
     how_many = sum(chunk.n for chunk in chunks)
     found = jackknife(value, without, how_many)
     if is_reference_too:
-        ladder = _ladder(reference.blocks(blocks), _Root(made.moments()))
-        bias = ladder[0][1] - intercept(ladder)
+        bias = points[0][1] - _at_infinity(reference.blocks(blocks), _Root(made.moments()))
         low, high = (None if end is None else end - bias for end in (found.low, found.high))
         found = Estimate(value=value - bias, low=low, high=high, count=how_many, how=found.how)
     return Extrapolation(
@@ -133,6 +137,7 @@ def fid_infinity(
         protocol=made.provenance.protocol,
         distance=found,
         points=tuple(points),
+        notes=tuple(_bend(points)),
     )
 
 
@@ -172,10 +177,11 @@ def frechet_of_features(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) 
     x, y = (x - mean_x) / math.sqrt(len(x) - 1), (y - mean_y) / math.sqrt(len(y) - 1)
     means = float((mean_x - mean_y).square().sum())
     if len(x) > x.shape[1]:  # |X Y^T|_* does not change when X is replaced by the triangle of its QR, which is smaller
-        x = torch.linalg.qr(x, mode="r").R
+        x = _triangle(x)
     if len(y) > y.shape[1]:
-        y = torch.linalg.qr(y, mode="r").R
-    covariances = float(x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum())
+        y = _triangle(y)
+    singular: Tensor = linalg.svdvals(x @ y.T)
+    covariances = float(x.square().sum() + y.square().sum() - 2 * singular.sum())
     return Parts(means + covariances, means, covariances, 0.0)
 
 
@@ -194,7 +200,9 @@ class _Root:
         self.moments = moments
         # where a feature never varies, its row and column are 0 and so is its part of the root
         self.alive = moments.covariance.diagonal() > 0
-        values, vectors = torch.linalg.eigh(moments.covariance[self.alive][:, self.alive])
+        values: Tensor
+        vectors: Tensor
+        values, vectors = linalg.eigh(moments.covariance[self.alive][:, self.alive])
         self.smallest = _health(values)
         rank = min(_rank(moments), len(values))
         kept = values[len(values) - rank :].clamp_min(0)
@@ -203,12 +211,17 @@ class _Root:
     def distance(self, other: Moments) -> Parts:
         """The distance of `other` to these moments."""
         inner = self.root.T @ other.covariance[self.alive][:, self.alive] @ self.root  # [r r]
-        values = torch.linalg.eigvalsh((inner + inner.T) / 2)
+        values: Tensor = linalg.eigvalsh((inner + inner.T) / 2)
         rank = min(_rank(other), len(values))
         roots = values[len(values) - rank :].clamp_min(0).sqrt().sum()
         means = float((self.moments.mean - other.mean).square().sum())
         covariances = float(self.moments.covariance.trace() + other.covariance.trace() - 2 * roots)
         return Parts(means + covariances, means, covariances, min(self.smallest, _health(values)))
+
+
+def _triangle(x: Tensor) -> Tensor:
+    found: Tensor = linalg.qr(x, mode="r")[1]
+    return found
 
 
 def _rank(moments: Moments) -> int:
@@ -229,18 +242,28 @@ def _without_one(blocks: Sequence[Chunk]) -> list[Moments]:
     return [moments_of([*blocks[:i], *blocks[i + 1 :]]) for i in range(len(blocks))]
 
 
-def _ladder(chunks: Sequence[Chunk], fixed: _Root) -> list[tuple[int, float]]:
-    """(n, mean distance) of all chunks, of halves, of quarters; the chunks of a size together cover all of them."""
-    points: list[tuple[int, float]] = []
-    for parts in FRACTIONS:
-        size = math.ceil(len(chunks) / parts)
-        starts = [len(chunks) * i // parts for i in range(parts)]
-        groups = [pooled([chunks[(start + k) % len(chunks)] for k in range(size)]) for start in starts]
-        values = [fixed.distance(moments_of([group])).value for group in groups]
-        # where sizes differ a little, 1 / n is what averages
-        count = round(parts / math.fsum(1 / group.n for group in groups))
-        points.append((count, math.fsum(values) / parts))
-    return points
+def _at_infinity(chunks: Sequence[Chunk], fixed: _Root) -> float:
+    return intercept([_point(chunks, fixed, 1), _point(chunks, fixed, 2)])
+
+
+def _point(chunks: Sequence[Chunk], fixed: _Root, parts: int) -> tuple[int, float]:
+    """n and the mean distance of `parts` equal parts that together hold every chunk; an odd one is in two."""
+    size = math.ceil(len(chunks) / parts)
+    starts = [len(chunks) * i // parts for i in range(parts)]
+    groups = [pooled([chunks[(start + k) % len(chunks)] for k in range(size)]) for start in starts]
+    values = [fixed.distance(moments_of([group])).value for group in groups]
+    # where sizes differ a little, 1 / n is what averages
+    return round(parts / math.fsum(1 / group.n for group in groups)), math.fsum(values) / parts
+
+
+def _bend(points: Sequence[tuple[int, float]]) -> list[str]:
+    """A note if the line through the first two points misses the third."""
+    (n, value), (half, at_half), (quarter, found) = points
+    slope = (at_half - value) / (1 / half - 1 / n)
+    missed = found - (value + slope * (1 / quarter - 1 / n))
+    if abs(missed) <= BENT * abs(slope / quarter):
+        return []
+    return [f"{quarter} pictures miss the line by {missed:+.3g}: {n} are too few for it; see KID"]
 
 
 def _notes(parts: Parts, counts: tuple[int | None, int | None], width: int) -> list[str]:

@@ -68,7 +68,7 @@ def manifold(
     return Manifold(
         precision=share(inside, len(x)),
         recall=share(int(reached.sum()), len(y)),
-        density=mean(torch.cat(balls).tolist(), len(x), "pictures"),
+        density=mean(torch.cat(balls).numpy().tolist(), len(x), "pictures"),
         coverage=share(int(covered.sum()), len(y)),
         precision_k=precision_k,
         coverage_k=coverage_k,

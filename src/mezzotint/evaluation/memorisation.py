@@ -11,6 +11,7 @@ arXiv:2310.02664.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -42,7 +43,10 @@ def copies(made: Float[Tensor, "n d"], training: Float[Tensor, "m d"], *, thresh
     Raises: ConfigError for fewer than two different training features, widths that differ, or numbers not finite.
     """
     check_features(made, training, least=1)
-    distinct, where = torch.unique(training, dim=0, return_inverse=True)
+    untyped: Any = torch  # Any: unique declares no types
+    distinct: Tensor
+    where: Tensor
+    distinct, where = untyped.unique(training, dim=0, return_inverse=True)
     if len(distinct) < 2:
         raise ConfigError("copies: fewer than two different training pictures; there is no second nearest")
     earliest = torch.full((len(distinct),), len(training)).scatter_reduce(0, where, torch.arange(len(training)), "amin")

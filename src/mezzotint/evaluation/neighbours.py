@@ -50,9 +50,9 @@ def nearest(
         found = squares(x, y)
         if is_same:
             found[torch.arange(len(x)), torch.arange(start, start + len(x))] = torch.inf
-        place = found.topk(k, dim=1, largest=False).indices.sort(1).values
-        exact = torch.stack([(x - y[place[:, i]]).norm(dim=1) for i in range(k)], 1)
-        exact, order = exact.sort(1, stable=True)
+        place = found.topk(k, dim=1, largest=False).indices.sort(dim=1).values
+        exact = torch.stack([(x - y[place[:, i]]).square().sum(1).sqrt() for i in range(k)], 1)
+        exact, order = exact.sort(stable=True, dim=1)
         distances.append(exact)
         places.append(place.gather(1, order))
     return Nearest(torch.cat(distances), torch.cat(places))

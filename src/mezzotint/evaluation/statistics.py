@@ -123,7 +123,7 @@ class Statistics:
         found = self.moments()
         sha256 = hashlib.sha256(f"{found.n}".encode())
         for tensor in (found.mean, found.covariance.diagonal()):
-            sha256.update(" ".join(f"{value:.5e}" for value in tensor.tolist()).encode())
+            sha256.update(" ".join(f"{value:.5e}" for value in tensor.numpy().tolist()).encode())
         return sha256.hexdigest()
 
 
@@ -271,11 +271,11 @@ def _unpacked(state: Mapping[str, Tensor]) -> tuple[Chunk, ...]:
     width = state["mean"].shape[1]
     rows, columns = torch.triu_indices(width, width).unbind()
     chunks: list[Chunk] = []
-    for i, (first, count) in enumerate(zip(state["first"].tolist(), state["n"].tolist(), strict=True)):
+    for i, (first, count) in enumerate(zip(state["first"].numpy(), state["n"].numpy(), strict=True)):
         scatter = state["scatter"].new_empty(width, width)
         scatter[rows, columns] = state["scatter"][i]
         scatter[columns, rows] = state["scatter"][i]
-        chunks.append(Chunk(first, count, state["mean"][i].clone(), scatter))
+        chunks.append(Chunk(int(first), int(count), state["mean"][i].clone(), scatter))
     return tuple(chunks)
 
 
@@ -287,8 +287,8 @@ def _read_npz(path: Path) -> Moments:
             if absent := {"mu", "sigma"} - set(held):
                 has = ", ".join(sorted(held)) or "nothing"
                 raise CheckpointError(f"{path}: no {min(absent)!r} in it ({has}); arrays mu and sigma are expected")
-            mean = torch.from_numpy(held["mu"].astype(np.float64).reshape(-1))
-            covariance = torch.from_numpy(held["sigma"].astype(np.float64))
+            mean = torch.tensor(held["mu"].astype(np.float64).reshape(-1))
+            covariance = torch.tensor(held["sigma"].astype(np.float64))
             count = next((int(held[name]) for name in ("n", "N") if name in held), None)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
