@@ -2,7 +2,8 @@
 
 A chunk has a place: the number of its first work unit (a picture that was made or read). Chunks are summed in the
 order of their places, so that any number of workers that made them gives the same statistics; and numbers that were
-computed without one chunk after the other give a confidence interval without a second pass.
+computed without one chunk after the other give a confidence interval without a second pass. That takes chunks that are
+alike: work units must be in an order that has nothing to do with what they show (shuffled, not sorted by prompt).
 
 Everything is float64. A chunk keeps its mean and the scatter around it, not the plain sum of outer products: features
 whose mean is a thousand times their deviation would lose six digits to that. Sums in float32 miss variances of 1e-6
