@@ -199,7 +199,7 @@ class _Root:
 
     def __init__(self, moments: Moments) -> None:
         self.moments = moments
-        # where a feature never varies, its row and column are 0 and so is its part of the root
+        # where a number never varies, its row and column are 0 and so is its part of the root
         self.alive = moments.covariance.diagonal() > 0
         values: Tensor
         vectors: Tensor
@@ -213,7 +213,8 @@ class _Root:
         """The distance of `other` to these moments."""
         inner = self.root.T @ other.covariance[self.alive][:, self.alive] @ self.root  # [r r]
         values: Tensor = linalg.eigvalsh((inner + inner.T) / 2)
-        rank = min(_rank(other), len(values))
+        both = int((self.alive & (other.covariance.diagonal() > 0)).sum())
+        rank = min(_rank(other), both, len(values))
         roots = values[len(values) - rank :].clamp_min(0).sqrt().sum()
         means = float((self.moments.mean - other.mean).square().sum())
         covariances = float(self.moments.covariance.trace() + other.covariance.trace() - 2 * roots)
