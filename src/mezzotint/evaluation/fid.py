@@ -14,7 +14,7 @@ Source: Heusel et al. 2017, arXiv:1706.08500, eq. 6; Chong and Forsyth 2020, arX
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +25,16 @@ from torch import Tensor
 from mezzotint.errors import ConfigError
 from mezzotint.evaluation.estimate import Estimate, difference, jackknife
 from mezzotint.evaluation.mmd import check_features
-from mezzotint.evaluation.statistics import Chunk, Moments, Provenance, Statistics, check_comparable, moments_of, pooled
+from mezzotint.evaluation.statistics import (
+    Chunk,
+    Moments,
+    Provenance,
+    Statistics,
+    check_comparable,
+    moments_of,
+    pooled,
+    reduced,
+)
 
 INCEPTION = "inception-2015-12-05"  # the extractor's name only if its weights are those, which their hash decides
 BLOCKS = 20
@@ -237,11 +246,13 @@ def _health(values: Tensor) -> float:
     return float(values[0] / values[-1]) if len(values) and float(values[-1]) > 0 else 0.0
 
 
-def _without_one(blocks: Sequence[Chunk]) -> list[Moments]:
+def _without_one(blocks: Sequence[Chunk]) -> Iterator[Moments]:
     """The moments without each block in turn; none if too little would be left."""
-    if len(blocks) < 2 or sum(block.n for block in blocks) - max(block.n for block in blocks) < 2:
-        return []
-    return [moments_of([*blocks[:i], *blocks[i + 1 :]]) for i in range(len(blocks))]
+    whole = pooled(blocks) if blocks else None
+    if whole is None or whole.n - max(block.n for block in blocks) < 2:
+        return
+    for block in blocks:
+        yield moments_of([reduced(whole, block)])
 
 
 def _at_infinity(chunks: Sequence[Chunk], fixed: _Root) -> float:

@@ -166,6 +166,15 @@ def pooled(chunks: Sequence[Chunk]) -> Chunk:
     return Chunk(ordered[0].first, count, mean, scatter)
 
 
+def reduced(whole: Chunk, part: Chunk) -> Chunk:
+    """What `whole` is without one of the chunks that it was pooled from; costs the digits that a subtraction costs."""
+    n = whole.n - part.n
+    mean = (whole.mean * whole.n - part.mean * part.n) / n
+    apart = part.mean - mean
+    scatter = (whole.scatter - part.scatter).addr_(apart, apart, alpha=-n * part.n / whole.n)
+    return Chunk(whole.first, n, mean, scatter)
+
+
 def moments_of(chunks: Sequence[Chunk]) -> Moments:
     """Mean and covariance (n - 1). Raises: ConfigError for fewer than two pictures."""
     whole = pooled(chunks)
