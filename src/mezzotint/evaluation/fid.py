@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mezzotint.errors import ConfigError
-from mezzotint.evaluation.estimate import Estimate, difference, jackknife
+from mezzotint.evaluation.estimate import Estimate, jackknife
 from mezzotint.evaluation.mmd import check_features
 from mezzotint.evaluation.statistics import (
     Chunk,
@@ -116,57 +116,31 @@ def fid(made: Statistics, reference: Statistics, *, blocks: int = BLOCKS) -> Fre
     )
 
 
-def fid_infinity(
-    made: Statistics, reference: Statistics, *, blocks: int = INFINITY_BLOCKS, is_reference_too: bool = False
-) -> Extrapolation:
+def fid_infinity(made: Statistics, reference: Statistics, *, blocks: int = INFINITY_BLOCKS) -> Extrapolation:
     """The distance that infinitely many made pictures would have: a line through distances against 1 / n, at 0.
 
     The line goes through the distance of all blocks and the mean distance of the two halves: since these are the same
     pictures, chance moves both points alike, and the result scatters hardly more than the distance itself. Quarters
     only tell whether it is a line; with fewer than four times as many pictures as the features have numbers it bends,
-    and the result is too low. The interval comes from doing the same without each block. `is_reference_too` also
-    removes the reference's own bias, in the same way; published values do not.
+    and the result is too low. The interval comes from doing the same without each block. What a small reference adds
+    stays: it is the same for all who compare with it.
     Raises: ConfigError as `fid`; or if there are fewer than 4 chunks, so nothing to take parts of.
     """
     check_comparable(made, reference)
     chunks = made.blocks(blocks)
-    if len(chunks) < 4 or (is_reference_too and len(reference.chunks) < 4):
+    if len(chunks) < 4:
         raise ConfigError(f"FID-infinity: {len(chunks)} chunks; 4 or more are needed, so keep smaller chunks")
     fixed = _Root(reference.moments())
     points = [_point(chunks, fixed, parts) for parts in (1, 2, 4)]
     value = intercept(points[:2])
     without = [_at_infinity([*chunks[:i], *chunks[i + 1 :]], fixed) for i in range(len(chunks))]
-    how_many = sum(chunk.n for chunk in chunks)
-    found = jackknife(value, without, how_many)
-    if is_reference_too:
-        bias = points[0][1] - _at_infinity(reference.blocks(blocks), _Root(made.moments()))
-        low, high = (None if end is None else end - bias for end in (found.low, found.high))
-        found = Estimate(value=value - bias, low=low, high=high, count=how_many, how=found.how)
     return Extrapolation(
         name=f"{name_of(made.provenance)}-infinity",
         protocol=made.provenance.protocol,
-        distance=found,
+        distance=jackknife(value, without, sum(chunk.n for chunk in chunks)),
         points=tuple(points),
         notes=tuple(_bend(points, made.width)),
     )
-
-
-def compare(one: Frechet, other: Frechet) -> Estimate:
-    """The difference of two distances to the same reference, with its interval.
-
-    Raises: ConfigError if name, protocol, reference or the number of pictures differ: then it would mean nothing.
-    """
-    for what, first, second in (
-        ("metric", one.name, other.name),
-        ("protocol", one.protocol, other.protocol),
-        ("reference", one.reference[:8], other.reference[:8]),
-    ):
-        if first != second:
-            raise ConfigError(f"distances cannot be compared: {what} is {first!r} and {second!r}")
-    if one.made_count != other.made_count:
-        counts = f"{one.made_count} and {other.made_count} pictures"
-        raise ConfigError(f"distances cannot be compared: {counts}; fewer give more: use FID-infinity or KID")
-    return difference(one.distance, other.distance)
 
 
 def frechet(one: Moments, other: Moments) -> Parts:
