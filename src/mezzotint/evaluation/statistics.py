@@ -2,7 +2,8 @@
 
 A chunk has a place: the number of its first work unit (a picture that was made or read). Chunks are summed in the
 order of their places, so that any number of workers that made them gives the same statistics; and numbers that were
-computed without one chunk after the other give a confidence interval without a second pass.
+computed without one chunk after the other give a confidence interval without a second pass. That takes chunks that are
+alike: work units must come in an order that has nothing to do with what they show, or be dealt (`statistics_of`).
 
 Everything is float64. A chunk keeps its mean and the scatter around it, not the plain sum of outer products: features
 whose mean is a thousand times their deviation would lose six digits to that. Sums in float32 miss variances of 1e-6
@@ -31,6 +32,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mezzotint.checkpoints.files import read_header, read_state, write_state
+from mezzotint.data.order import keyed
 from mezzotint.errors import CheckpointError, ConfigError
 
 SCHEMA = 1
@@ -70,7 +72,7 @@ class Provenance:
     tool: str = field(default_factory=lambda: f"mezzotint {version('mezzotint')}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Statistics:
     """Chunks in the order of their places; or the moments that another program wrote, which cannot be taken apart.
 
@@ -116,15 +118,14 @@ class Statistics:
         return tuple(pooled(self.chunks[i:j]) for i, j in pairwise(edges))
 
     def digest(self) -> str:
-        """SHA-256 of mean, covariance and count: names the pictures, however they were cut into chunks.
+        """SHA-256 that names the pictures, however they were cut into chunks.
 
-        Rounded to 6 digits before, since the cut moves the last digits.
+        Of their number and four sums to six digits: the cut moves digits after the twelfth.
         """
         found = self.moments()
-        sha256 = hashlib.sha256(f"{found.n}".encode())
-        for tensor in (found.mean, found.covariance.diagonal()):
-            sha256.update(" ".join(f"{value:.5e}" for value in tensor.numpy().tolist()).encode())
-        return sha256.hexdigest()
+        sums = [found.mean.sum(), found.mean.square().sum(), found.covariance.trace(), found.covariance.square().sum()]
+        told = " ".join([f"{found.n} {len(found.mean)}", *(f"{float(total):.5e}" for total in sums)])
+        return hashlib.sha256(told.encode()).hexdigest()
 
 
 def chunk_of(features: Float[Tensor, "n d"], first: int = 0) -> Chunk:
@@ -134,7 +135,7 @@ def chunk_of(features: Float[Tensor, "n d"], first: int = 0) -> Chunk:
     """
     if len(features) == 0:
         raise ConfigError("statistics: a chunk without features")
-    x = features.double()
+    x = features.detach().to("cpu", torch.float64)
     if not bool((good := x.isfinite().all(1)).all()):
         row = int((~good).nonzero()[0])
         raise ConfigError(
@@ -164,6 +165,15 @@ def pooled(chunks: Sequence[Chunk]) -> Chunk:
     return Chunk(ordered[0].first, count, mean, scatter)
 
 
+def reduced(whole: Chunk, part: Chunk) -> Chunk:
+    """What `whole` is without one of the chunks that it was pooled from; costs the digits that a subtraction costs."""
+    n = whole.n - part.n
+    mean = (whole.mean * whole.n - part.mean * part.n) / n
+    apart = part.mean - mean
+    scatter = (whole.scatter - part.scatter).addr_(apart, apart, alpha=-n * part.n / whole.n)
+    return Chunk(whole.first, n, mean, scatter)
+
+
 def moments_of(chunks: Sequence[Chunk]) -> Moments:
     """Mean and covariance (n - 1). Raises: ConfigError for fewer than two pictures."""
     whole = pooled(chunks)
@@ -172,8 +182,15 @@ def moments_of(chunks: Sequence[Chunk]) -> Moments:
     return Moments(whole.n, whole.mean, whole.scatter / (whole.n - 1))
 
 
-def statistics_of(features: Float[Tensor, "n d"], provenance: Provenance, *, size: int = 500) -> Statistics:
-    """Statistics of features that are all there, in chunks of `size`."""
+def statistics_of(
+    features: Float[Tensor, "n d"], provenance: Provenance, *, size: int = 500, seed: int | None = 0
+) -> Statistics:
+    """Statistics of features that are all there, dealt into chunks of `size` by chance; seed None keeps their order.
+
+    The places of such chunks are those after dealing: pictures sorted by what they show still give alike chunks.
+    """
+    if seed is not None:
+        features = features[torch.randperm(len(features), generator=keyed(seed, "statistics"))]
     return Statistics(provenance=provenance, chunks=chunks_of(features, size))
 
 
@@ -251,7 +268,7 @@ def read_statistics(path: str | Path, foreign: Provenance | None = None) -> Stat
     if path.suffix == ".npz":
         return Statistics(provenance=foreign or _nobody_knows(path), given=_read_npz(path))
     header = read_header(path)
-    if "provenance" not in header.metadata or not {"mean", "scatter"} <= {*header.tensors, "scatter"}:
+    if "provenance" not in header.metadata or "mean" not in header.tensors:
         raise CheckpointError(f"{path} holds no statistics; `mezzotint evaluate` writes such files")
     if (schema := header.metadata.get("schema")) != str(SCHEMA):
         raise CheckpointError(f"{path}: statistics of schema {schema} → {SCHEMA} expected; update mezzotint")
@@ -282,7 +299,7 @@ def _unpacked(state: Mapping[str, Tensor]) -> tuple[Chunk, ...]:
 def _read_npz(path: Path) -> Moments:
     """`mu` and `sigma` of a NumPy archive, and `n` or `N` if it has one; objects (pickles) are refused by NumPy."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             held = cast("Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]]", archive)  # NumPy says Any
             if absent := {"mu", "sigma"} - set(held):
                 has = ", ".join(sorted(held)) or "nothing"
