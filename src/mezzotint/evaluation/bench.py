@@ -138,8 +138,8 @@ class Bench:
         """
         file = self.spec.out / SPEC
         work: dict[str, Any] = json.loads(json.dumps(self.spec.work()))  # Any: JSON
-        if file.exists() and (found := read_json(file)) != work:
-            first = next(name for name in work if found.get(name) != work[name])
+        found = read_json(file) if file.exists() else work
+        if (first := next((name for name in work if found.get(name) != work[name]), None)) is not None:
             raise RequestError(
                 f"{self.spec.out} holds another evaluation ({first}: {found.get(first)!r} → {work[first]!r}); "
                 "take another --out, or remove it"
@@ -149,7 +149,7 @@ class Bench:
                 _ = prompts_of(work_set)
         for work_set in self.sets:
             _ = self.extractors(work_set)
-        write_json(file, work)
+        write_json(file, self.spec.settings())
         for work_set in self.sets:
             work_set.begin()
 
