@@ -62,7 +62,7 @@ class Frechet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extrapolation:
-    """The distance at 1 / n = 0, and distances (n, value) of all, of halves (which the line goes through) and of quarters."""
+    """The distance at 1 / n = 0, and the distances (n, value) of all, of halves (the line) and of quarters."""
 
     name: str
     protocol: str | None

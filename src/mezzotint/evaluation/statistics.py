@@ -251,7 +251,7 @@ def read_statistics(path: str | Path, foreign: Provenance | None = None) -> Stat
     if path.suffix == ".npz":
         return Statistics(provenance=foreign or _nobody_knows(path), given=_read_npz(path))
     header = read_header(path)
-    if "provenance" not in header.metadata or not {"mean", "scatter"} <= {*header.tensors, "scatter"}:
+    if "provenance" not in header.metadata or "mean" not in header.tensors:
         raise CheckpointError(f"{path} holds no statistics; `mezzotint evaluate` writes such files")
     if (schema := header.metadata.get("schema")) != str(SCHEMA):
         raise CheckpointError(f"{path}: statistics of schema {schema} → {SCHEMA} expected; update mezzotint")
@@ -282,7 +282,7 @@ def _unpacked(state: Mapping[str, Tensor]) -> tuple[Chunk, ...]:
 def _read_npz(path: Path) -> Moments:
     """`mu` and `sigma` of a NumPy archive, and `n` or `N` if it has one; objects (pickles) are refused by NumPy."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             held = cast("Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]]", archive)  # NumPy says Any
             if absent := {"mu", "sigma"} - set(held):
                 has = ", ".join(sorted(held)) or "nothing"
