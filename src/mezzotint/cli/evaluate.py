@@ -15,13 +15,13 @@ from typer.core import TyperGroup
 
 from mezzotint.cli.console import print_json, progress_bar, stdout, table, warn
 from mezzotint.cli.options import Json
-from mezzotint.errors import RequestError
 from mezzotint.evaluation.spec import EvaluationSpec, read_spec
 
 if TYPE_CHECKING:
     from mezzotint.evaluation.evaluate import Evaluation
 
 FAILED = 1
+SHOWN = 4  # columns of a report that the terminal has room for
 RUN = "run"
 
 
@@ -160,12 +160,11 @@ def compare(
             _number(line.second),
             "" if line.difference is None else _number(line.difference.value),
             "" if line.difference is None else _interval(asdict(line.difference)),
-            "significant" if line.is_significant else "not significant" if line.difference else "not comparable",
-            line.why,
+            "significant" if line.is_significant else "not significant" if line.difference else line.why,
         )
         for line in lines
     ]
-    table(None, ("number", str(one), str(other), "difference", "95 % interval", "", "how"), rows)
+    table(None, ("number", str(one), str(other), "difference", "95 % interval", "verdict"), rows)
 
 
 @app.command()
@@ -203,7 +202,10 @@ def show(found: "Evaluation", *, is_json: bool) -> None:
         print_json(report)
         return
     for told in report["sets"]:
-        table(f"{told['name']}: {told['pictures']:,} pictures", HEADS, rows_of(told))
+        title = f"{told['name']}: {told['pictures']:,} pictures"
+        table(title, HEADS[:SHOWN], [row[:SHOWN] for row in rows_of(told)])
+        for line in dict.fromkeys(_source(entry) for entry in told["metrics"]):
+            stdout.print(f"  {line}", markup=False, soft_wrap=True)
     for label, first in report["best"].items():
         stdout.print(f"best by {label}: {first['set']} ({_number(first['value'])})", markup=False, soft_wrap=True)
     stdout.print(str(found.folder / PAGE), markup=False, soft_wrap=True)
@@ -218,9 +220,17 @@ def _warn(told: Mapping[str, Any]) -> None:  # Any: JSON
     cut = next((entry["cut"] for entry in told["metrics"] if entry.get("cut")), [])
     if cut:
         warn(f"{name}: {len(cut)} prompts are longer than the CLIP reads, such as {cut[0]['prompt'][:60]!r}")
+    for note in dict.fromkeys(note for entry in told["metrics"] for note in entry.get("notes") or ()):
+        warn(f"{name}: {note}")
     for entry in told["metrics"]:
         if entry["value"] is None:
             warn(f"{entry.get('name') or entry['metric']}: {entry['why']}")
+
+
+def _source(entry: Mapping[str, Any]) -> str:
+    """What a number is of: features by name and hash, their protocol, and the CLIP's own name."""
+    clip = f", the CLIP {entry['clip']!r}" if "clip" in entry else ""
+    return f"features {entry['features']}{clip}; protocol {entry['protocol']} {entry['protocol_digest']}"
 
 
 def _number(value: float | None) -> str:

@@ -127,11 +127,13 @@ def read_report(path: str | Path) -> dict[str, Any]:
 
 
 def best(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of several sets, the one that is first by each number: the lowest distances, the highest scores."""
+    """Of several sets, the one that is first by each metric's first number: lowest distance, highest score."""
     if len(sets) < 2:
         return {}
     found: dict[str, Any] = {}
-    for i, first in enumerate(sets[0]["metrics"]):
+    firsts = {entry["metric"]: i for i, entry in reversed([*enumerate(sets[0]["metrics"])])}
+    for i in sorted(firsts.values()):
+        first = sets[0]["metrics"][i]
         values = [told["metrics"][i]["value"] for told in sets]
         if all(value is not None for value in values):
             is_low = first["metric"] in {"fid", "sfid", "kid", "cmmd", "copies"}

@@ -49,7 +49,9 @@ def read_constants(path: Path) -> dict[str, Tensor]:
                 if tensor is not None:
                     found[name] = tensor
     except (ValueError, IndexError) as error:
-        raise CheckpointError(f"{path} is not a TensorFlow graph, or is damaged ({error}); download it again") from error
+        raise CheckpointError(
+            f"{path} is not a TensorFlow graph, or is damaged ({error}); download it again"
+        ) from error
     return found
 
 

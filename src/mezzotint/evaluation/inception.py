@@ -156,7 +156,8 @@ def _d(name: str, graph: str) -> Block:
 def _e(name: str, graph: str, pool: Pool) -> Block:
     def fork(branch: str, tower: str) -> Fork:
         return Fork(
-            Conv(f"{branch}a", f"{tower}/mixed/conv", 384, (1, 3)), Conv(f"{branch}b", f"{tower}/mixed/conv_1", 384, (3, 1))
+            Conv(f"{branch}a", f"{tower}/mixed/conv", 384, (1, 3)),
+            Conv(f"{branch}b", f"{tower}/mixed/conv_1", 384, (3, 1)),
         )
 
     return Block(

@@ -41,31 +41,22 @@ def page(report: Mapping[str, Any], folder: Path, read: Read) -> str:
 
 
 def rows_of(told: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The numbers of a set as texts: name, value, interval, pictures, features, protocol, remark."""
+    """The numbers of a set as texts: name, value, interval, pictures, protocol, features, remark."""
     rows: list[tuple[str, ...]] = []
     for entry in told["metrics"]:
         name = entry.get("name") or entry["metric"]
         if entry["value"] is None:
-            rows.append((name, "-", "", "", entry["features"], entry["protocol"], str(entry["why"])))
+            rows.append((name, "-", "", "", entry["protocol"], entry["features"], str(entry["why"])))
             continue
         bounds = (entry["low"], entry["high"])
         interval = "none" if None in bounds else " … ".join(_number(bound) for bound in bounds)
         remark = "; ".join(entry.get("notes") or ()) or entry["how"]
-        rows.append(
-            (
-                name,
-                _number(entry["value"]),
-                interval,
-                f"{entry['count']:,}",
-                entry["features"],
-                entry["protocol"],
-                remark,
-            )
-        )
+        count = f"{entry['count']:,}"
+        rows.append((name, _number(entry["value"]), interval, count, entry["protocol"], entry["features"], remark))
     return rows
 
 
-HEADS = ("number", "value", "95 % interval", "pictures", "features", "protocol", "remark")
+HEADS = ("number", "value", "95 % interval", "pictures", "protocol", "features", "remark")
 
 
 def _facts(report: Mapping[str, Any]) -> str:
