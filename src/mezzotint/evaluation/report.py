@@ -97,8 +97,8 @@ def _set(one: Mapping[str, Any], folder: Path, read: Read) -> list[str]:
         parts += [text for text in drawn if text is not None]
     if table:
         best, worst = table[:SHOWN], table[::-1][:SHOWN]
-        parts.append("<h3>Best prompts</h3>" + _gallery((_shown(row, "best", name, read) for row in best)))
-        parts.append("<h3>Worst prompts</h3>" + _gallery((_shown(row, "worst", name, read) for row in worst)))
+        parts.append("<h3>Best prompts</h3>" + _gallery(_shown(row, "best", name, read) for row in best))
+        parts.append("<h3>Worst prompts</h3>" + _gallery(_shown(row, "worst", name, read) for row in worst))
     if one["nearest"]:
         cells = [
             _figure(read(name, row["picture"]), row["picture"])

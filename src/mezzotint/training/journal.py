@@ -39,6 +39,11 @@ class Journal:
     def _lines(self) -> list[str]:
         return self.path.read_text("utf-8").splitlines(keepends=True) if self.path.exists() else []
 
+    def has(self, step: int, what: str) -> bool:
+        """Whether there is a record of this kind at this step."""
+        records = [json.loads(line) for line in (*self._lines(), *self._unwritten.splitlines())]
+        return any(record["step"] == step and record["what"] == what for record in records)
+
     def add(self, step: int, what: str, values: Mapping[str, float], pace: Mapping[str, float]) -> None:
         """One record. `values` are the same whenever the run is repeated; `pace` is not."""
         record = (
