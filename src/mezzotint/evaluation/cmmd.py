@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mezzotint.errors import ConfigError
 from mezzotint.evaluation.estimate import Estimate
-from mezzotint.evaluation.mmd import BLOCKS, check_features, estimate, kernel_sums
+from mezzotint.evaluation.mmd import BLOCKS, check_features, dealt, estimate, kernel_sums
 
 SIGMA, SCALE = 10.0, 1000.0
 
@@ -32,5 +32,5 @@ def cmmd(made: Float[Tensor, "n d"], reference: Float[Tensor, "m d"], *, blocks:
     if not all(bool((features != 0).any(1).all()) for features in (made, reference)):
         raise ConfigError("cmmd: a feature of length 0 has no direction; is a picture empty?")
     # float64: kernel values differ from 1 by a hundredth, and their means by 1e-5
-    x, y = F.normalize(made.double(), dim=1), F.normalize(reference.double(), dim=1)
+    x, y = F.normalize(dealt(made).double(), dim=1), F.normalize(reference.double(), dim=1)
     return estimate(kernel_sums(x, y, gaussian, blocks), is_unbiased=False, scale=SCALE)

@@ -32,7 +32,8 @@ BLOCKS = 20
 INFINITY_BLOCKS = 8
 linalg: Any = torch.linalg  # Any: declares no types
 
-BENT = 0.1  # a line that misses the quarters by more than this share of the bias is said to be none
+ENOUGH = 4  # pictures per number of a feature, from which the bias is c / n to a few per cent
+BENT = 0.25  # a line that misses the quarters by more than this share of the bias is said to be none
 
 
 class Parts(NamedTuple):
@@ -113,9 +114,9 @@ def fid_infinity(
 
     The line goes through the distance of all blocks and the mean distance of the two halves: since these are the same
     pictures, chance moves both points alike, and the result scatters hardly more than the distance itself. Quarters
-    only tell whether it is a line; with fewer than twice as many pictures as the features have numbers it bends, and
-    the result is too low. The interval comes from doing the same without each block. `is_reference_too` also removes
-    the reference's own bias, in the same way; published values do not.
+    only tell whether it is a line; with fewer than four times as many pictures as the features have numbers it bends,
+    and the result is too low. The interval comes from doing the same without each block. `is_reference_too` also
+    removes the reference's own bias, in the same way; published values do not.
     Raises: ConfigError as `fid`; or if there are fewer than 4 chunks, so nothing to take parts of.
     """
     check_comparable(made, reference)
@@ -137,7 +138,7 @@ def fid_infinity(
         protocol=made.provenance.protocol,
         distance=found,
         points=tuple(points),
-        notes=tuple(_bend(points)),
+        notes=tuple(_bend(points, made.width)),
     )
 
 
@@ -198,7 +199,7 @@ class _Root:
 
     def __init__(self, moments: Moments) -> None:
         self.moments = moments
-        # where a feature never varies, its row and column are 0 and so is its part of the root
+        # where a number never varies, its row and column are 0 and so is its part of the root
         self.alive = moments.covariance.diagonal() > 0
         values: Tensor
         vectors: Tensor
@@ -212,7 +213,8 @@ class _Root:
         """The distance of `other` to these moments."""
         inner = self.root.T @ other.covariance[self.alive][:, self.alive] @ self.root  # [r r]
         values: Tensor = linalg.eigvalsh((inner + inner.T) / 2)
-        rank = min(_rank(other), len(values))
+        both = int((self.alive & (other.covariance.diagonal() > 0)).sum())
+        rank = min(_rank(other), both, len(values))
         roots = values[len(values) - rank :].clamp_min(0).sqrt().sum()
         means = float((self.moments.mean - other.mean).square().sum())
         covariances = float(self.moments.covariance.trace() + other.covariance.trace() - 2 * roots)
@@ -256,14 +258,17 @@ def _point(chunks: Sequence[Chunk], fixed: _Root, parts: int) -> tuple[int, floa
     return round(parts / math.fsum(1 / group.n for group in groups)), math.fsum(values) / parts
 
 
-def _bend(points: Sequence[tuple[int, float]]) -> list[str]:
-    """A note if the line through the first two points misses the third."""
+def _bend(points: Sequence[tuple[int, float]], width: int) -> list[str]:
+    """Notes if pictures are few, or the line through the first two points misses the third."""
     (n, value), (half, at_half), (quarter, found) = points
     slope = (at_half - value) / (1 / half - 1 / n)
     missed = found - (value + slope * (1 / quarter - 1 / n))
-    if abs(missed) <= BENT * abs(slope / quarter):
-        return []
-    return [f"{quarter} pictures miss the line by {missed:+.3g}: {n} are too few for it; see KID"]
+    notes: list[str] = []
+    if n < ENOUGH * width:
+        notes.append(f"{n} pictures for features of {width} numbers: a tenth of the bias or more is taken off too much")
+    if abs(missed) > BENT * abs(slope / quarter):
+        notes.append(f"{quarter} pictures miss the line by {missed:+.3g}: it is none; see KID")
+    return notes
 
 
 def _notes(parts: Parts, counts: tuple[int | None, int | None], width: int) -> list[str]:

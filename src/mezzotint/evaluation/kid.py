@@ -17,7 +17,7 @@ from torch import Tensor
 from mezzotint.data.order import keyed
 from mezzotint.errors import ConfigError
 from mezzotint.evaluation.estimate import Estimate, deviation
-from mezzotint.evaluation.mmd import BLOCKS, check_features, estimate, kernel_sums, mmd2
+from mezzotint.evaluation.mmd import BLOCKS, check_features, dealt, estimate, kernel_sums, mmd2
 
 SUBSETS, SIZE = 100, 1000
 
@@ -64,7 +64,7 @@ def kid(
         y = reference[torch.randperm(len(reference), generator=draw)[:chosen]]
         values.append(mmd2(kernel_sums(x, y, polynomial, 1), is_unbiased=True))
     return KID(
-        distance=estimate(kernel_sums(made, reference, polynomial, blocks), is_unbiased=True),
+        distance=estimate(kernel_sums(dealt(made), reference, polynomial, blocks), is_unbiased=True),
         subset_mean=sum(values) / subsets,
         subset_deviation=deviation(values),
         subsets=subsets,

@@ -55,9 +55,9 @@ def manifold(
     around_made = nearest(x, x, precision_k, is_same=True).distance[:, -1].square()
     around_real = nearest(y, y, most, is_same=True).distance.square()
     narrow, wide = around_real[:, precision_k - 1], around_real[:, coverage_k - 1]
-    inside, reached = 0, torch.zeros(len(y), dtype=torch.bool)
+    inside, reached = 0, y.new_zeros(len(y), dtype=torch.bool)
     balls: list[Tensor] = []
-    covered = torch.zeros(len(y), dtype=torch.bool)
+    covered = y.new_zeros(len(y), dtype=torch.bool)
     for start in range(0, len(x), ROWS):
         apart = squares(x[start : start + ROWS], y)  # [rows m]
         inside += int((apart <= narrow).any(1).sum())

@@ -3,7 +3,7 @@
 The whole kernel matrix is visited once, a pair of blocks at a time, so that memory does not grow with the number of
 pictures; the sums without one block, and with them a jackknife interval, then cost nothing.
 
-Letters: n, m pictures; d feature width; g blocks of the made pictures, h of the reference.
+Letters: n, m pictures; d feature width; g blocks of the made pictures.
 Source: Gretton et al. 2012, JMLR 13:723-773, eq. 3 (unbiased) and eq. 5 (biased).
 """
 
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mezzotint.data.order import keyed
 from mezzotint.errors import ConfigError
 from mezzotint.evaluation.estimate import Estimate, jackknife
 
@@ -24,51 +25,55 @@ Kernel = Callable[[Tensor, Tensor], Tensor]  # features [n d], [m d] -> [n m]
 
 
 class Sums(NamedTuple):
-    """Sums of kernel values over pairs of blocks, and of k(x, x) over blocks."""
+    """Sums of kernel values: over pairs of blocks of the made pictures, and with the reference as a whole."""
 
     made: Float[Tensor, "g g"]
-    reference: Float[Tensor, "h h"]
-    across: Float[Tensor, "g h"]
-    made_self: Float[Tensor, "g"]
-    reference_self: Float[Tensor, "h"]
+    made_self: Float[Tensor, "g"]  # of k(x, x) alone
     made_counts: Float[Tensor, "g"]
-    reference_counts: Float[Tensor, "h"]
+    across: Float[Tensor, "g"]
+    reference: float
+    reference_self: float
+    reference_count: int
 
 
 def kernel_sums(
     made: Float[Tensor, "n d"], reference: Float[Tensor, "m d"], kernel: Kernel, blocks: int = BLOCKS
 ) -> Sums:
-    """All sums, in float64. Raises: ConfigError as `check_features`."""
+    """All sums, in float64, over blocks of neighbours. Raises: ConfigError as `check_features`."""
     check_features(made, reference)
-    x = made.double().tensor_split(min(blocks, len(made)))
-    y = reference.double().tensor_split(min(blocks, len(reference)))
-    xx, x_self = _within(x, kernel)
-    yy, y_self = _within(y, kernel)
-    xy = torch.stack([torch.stack([_sum(one, other, kernel) for other in y]) for one in x])
-    return Sums(xx, yy, xy, x_self, y_self, *(xx.new_tensor([len(block) for block in side]) for side in (x, y)))
+    x, y = made.double().tensor_split(min(blocks, len(made))), reference.double()
+    within, own = _within(x, kernel)
+    counts = within.new_tensor([len(block) for block in x])
+    across = torch.stack([_sum(block, y, kernel) for block in x])
+    theirs, their_own = _within([y], kernel)
+    return Sums(within, own, counts, across, float(theirs), float(their_own), len(y))
 
 
-def mmd2(sums: Sums, *, is_unbiased: bool, without: int | None = None, without_reference: int | None = None) -> float:
-    """The squared discrepancy, of everything or without one block of either side; unbiased values may be negative."""
-    g, h = torch.ones_like(sums.made_counts), torch.ones_like(sums.reference_counts)
+def mmd2(sums: Sums, *, is_unbiased: bool, without: int | None = None) -> float:
+    """The squared discrepancy, of everything or without one block of the made; unbiased values may be negative."""
+    kept = torch.ones_like(sums.made_counts)
     if without is not None:
-        g[without] = 0
-    if without_reference is not None:
-        h[without_reference] = 0
-    n, m = float(g @ sums.made_counts), float(h @ sums.reference_counts)
-    xx, yy, xy = float(g @ sums.made @ g), float(h @ sums.reference @ h), float(g @ sums.across @ h)
+        kept[without] = 0
+    n, m = float(kept @ sums.made_counts), sums.reference_count
+    xx, yy, xy = float(kept @ sums.made @ kept), sums.reference, float(kept @ sums.across)
     if is_unbiased:
-        xx, yy = (xx - float(g @ sums.made_self)) / (n * (n - 1)), (yy - float(h @ sums.reference_self)) / (m * (m - 1))
-        return xx + yy - 2 * xy / (n * m)
+        xx, yy = xx - float(kept @ sums.made_self), yy - sums.reference_self
+        return xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2 * xy / (n * m)
     return xx / n**2 + yy / m**2 - 2 * xy / (n * m)
 
 
 def estimate(sums: Sums, *, is_unbiased: bool, scale: float = 1.0) -> Estimate:
     """The discrepancy times `scale` with its jackknife interval over the made pictures; the reference is held fixed."""
-    without = [scale * mmd2(sums, is_unbiased=is_unbiased, without=i) for i in range(len(sums.made_counts))]
-    enough = float(sums.made_counts.sum() - sums.made_counts.max()) >= 2
-    value = scale * mmd2(sums, is_unbiased=is_unbiased)
-    return jackknife(value, without if enough else without[:1], int(sums.made_counts.sum()))
+    n, value = int(sums.made_counts.sum()), scale * mmd2(sums, is_unbiased=is_unbiased)
+    without: list[float] = []
+    if n - int(sums.made_counts.max()) >= 2:
+        without = [scale * mmd2(sums, is_unbiased=is_unbiased, without=i) for i in range(len(sums.made_counts))]
+    return jackknife(value, without, n)
+
+
+def dealt(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """The rows in an order by chance, always the same: blocks of sorted pictures would not be alike."""
+    return features[torch.randperm(len(features), generator=keyed("blocks", len(features)))]
 
 
 def check_features(made: Tensor, reference: Tensor, least: int = 2) -> None:

@@ -2,7 +2,8 @@
 
 A chunk has a place: the number of its first work unit (a picture that was made or read). Chunks are summed in the
 order of their places, so that any number of workers that made them gives the same statistics; and numbers that were
-computed without one chunk after the other give a confidence interval without a second pass.
+computed without one chunk after the other give a confidence interval without a second pass. That takes chunks that are
+alike: work units must come in an order that has nothing to do with what they show, or be dealt (`statistics_of`).
 
 Everything is float64. A chunk keeps its mean and the scatter around it, not the plain sum of outer products: features
 whose mean is a thousand times their deviation would lose six digits to that. Sums in float32 miss variances of 1e-6
@@ -31,6 +32,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mezzotint.checkpoints.files import read_header, read_state, write_state
+from mezzotint.data.order import keyed
 from mezzotint.errors import CheckpointError, ConfigError
 
 SCHEMA = 1
@@ -134,7 +136,7 @@ def chunk_of(features: Float[Tensor, "n d"], first: int = 0) -> Chunk:
     """
     if len(features) == 0:
         raise ConfigError("statistics: a chunk without features")
-    x = features.double()
+    x = features.detach().to("cpu", torch.float64)
     if not bool((good := x.isfinite().all(1)).all()):
         row = int((~good).nonzero()[0])
         raise ConfigError(
@@ -172,8 +174,15 @@ def moments_of(chunks: Sequence[Chunk]) -> Moments:
     return Moments(whole.n, whole.mean, whole.scatter / (whole.n - 1))
 
 
-def statistics_of(features: Float[Tensor, "n d"], provenance: Provenance, *, size: int = 500) -> Statistics:
-    """Statistics of features that are all there, in chunks of `size`."""
+def statistics_of(
+    features: Float[Tensor, "n d"], provenance: Provenance, *, size: int = 500, seed: int | None = 0
+) -> Statistics:
+    """Statistics of features that are all there, dealt into chunks of `size` by chance; seed None keeps their order.
+
+    The places of such chunks are those after dealing: pictures sorted by what they show still give alike chunks.
+    """
+    if seed is not None:
+        features = features[torch.randperm(len(features), generator=keyed(seed, "statistics"))]
     return Statistics(provenance=provenance, chunks=chunks_of(features, size))
 
 
