@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -49,7 +49,7 @@ def group() -> None:
 
 
 def spec_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb, in place of its `**fields`, one flag for each field of `EvaluationSpec`; unused ones are not passed."""
+    """Give a verb, in place of its `**fields`, one flag for each field of `EvaluationSpec`; used ones are passed."""
     own = [p for p in inspect.signature(verb, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
     taken = {p.name for p in own}
     asked = [_flag(name) for name in EvaluationSpec.model_fields if name not in taken]
@@ -71,7 +71,7 @@ def _flag(name: str) -> inspect.Parameter:
     said = field.description or name
     if isinstance(field.default, tuple):  # a list: values with commas between
         kind = str
-        default = ",".join(map(str, field.default))
+        default = ",".join(map(str, cast("tuple[object, ...]", field.default)))  # just seen
     elif kind is not field.annotation and type(None) not in get_args(field.annotation):
         kind, default = field.annotation, field.default  # a Literal
     else:
@@ -212,13 +212,14 @@ def show(found: "Evaluation", *, is_json: bool) -> None:
 
 
 def _warn(told: Mapping[str, Any]) -> None:  # Any: JSON
+    from mezzotint.evaluation.report import cut_of
+
     name = told["name"]
     if left := told["left_out"]:
         warn(f"{name}: {len(left)} pictures left out, such as {left[0][0]}: {left[0][1]}")
     if notes := told["notes"]:
         warn(f"{name}: {len(notes)} pictures converted, such as {notes[0][0]}: {notes[0][1]}")
-    cut = next((entry["cut"] for entry in told["metrics"] if entry.get("cut")), [])
-    if cut:
+    if cut := cut_of(told):
         warn(f"{name}: {len(cut)} prompts are longer than the CLIP reads, such as {cut[0]['prompt'][:60]!r}")
     for note in dict.fromkeys(note for entry in told["metrics"] for note in entry.get("notes") or ()):
         warn(f"{name}: {note}")

@@ -20,7 +20,7 @@ import yaml
 
 from mezzotint.checkpoints.files import read_json, sha256_of
 from mezzotint.errors import CheckpointError, ConfigError, RequestError
-from mezzotint.evaluation.spec import EvaluationSpec
+from mezzotint.evaluation.spec import spec_of
 from mezzotint.storage import atomic
 from mezzotint.training.config import TrainConfig
 from mezzotint.training.part import Inputs
@@ -48,13 +48,13 @@ class EvaluationWatch:
         if ours := OURS & self._settings.keys():
             raise ConfigError(f"evaluation.{min(ours)}: a run decides this itself; leave it out")
         try:
-            EvaluationSpec(**{**self._settings, "model": "run"})
+            spec_of({**self._settings, "model": "run"})
         except RequestError as error:
             raise ConfigError(f"evaluation: {error}") from None
         self._running: tuple[Path, subprocess.Popen[bytes]] | None = None
 
     def look(self, step: int, export: Path) -> None:
-        """Keep the networks as a model, unless those of this step are measured already; measure when it is their turn."""
+        """Keep the networks as a model, unless this step's are kept already; they are measured in their turn."""
         place = self._folder / f"step-{step:08d}"
         weights = sha256_of(export / "unet.safetensors")
         if (place / WEIGHTS).is_file() and (place / WEIGHTS).read_text("utf-8") == weights:

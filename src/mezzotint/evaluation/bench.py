@@ -6,7 +6,7 @@ chunk.
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import resources
@@ -199,8 +199,8 @@ def prompts_of(work: WorkSet) -> Sequence[str]:
     found = work.source.prompts
     if found is None:
         raise RequestError(
-            f"{work.name}: CLIP score needs what each picture should show: --prompts FILE with one line for each, in the "
-            "order of their names, a .txt beside each, or pictures made by mezzotint"
+            f"{work.name}: CLIP score needs what each picture should show: --prompts FILE with one line for each, in "
+            "the order of their names, a .txt beside each, or pictures made by mezzotint"
         )
     return found
 
@@ -211,7 +211,7 @@ def distinct(extractors: Sequence[Extractor]) -> tuple[Extractor, ...]:
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Generator[None]:
     """Within it, torch computes with so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

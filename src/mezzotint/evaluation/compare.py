@@ -43,7 +43,7 @@ class Line:
 def compare(one: str | Path, other: str | Path) -> tuple[Line, ...]:
     """What two evaluations, output folders or report files, have in common.
 
-    Raises: ConfigError for mixed protocols, features or references, or nothing in common; CheckpointError for no report.
+    Raises: ConfigError for mixed protocols, features or references, or nothing in common; CheckpointError: no report.
     """
     reports = (read_report(one), read_report(other))
     places = tuple(path if path.is_dir() else path.parent for path in (Path(one), Path(other)))

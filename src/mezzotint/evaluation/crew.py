@@ -4,6 +4,7 @@ Which worker does what changes nothing: a chunk is a function of the spec. What 
 worker that dies does, with everything that was done kept.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -131,18 +132,14 @@ def _hear(process: subprocess.Popen[str], place: int, heard: "queue.Queue[tuple[
 
 def _tell(process: subprocess.Popen[str], job: Job) -> None:
     assert process.stdin is not None
-    try:
+    with contextlib.suppress(BrokenPipeError):  # it has died; its reader says so
         process.stdin.write(json.dumps(list(job)) + "\n")
         process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it has died; its reader says so
 
 
 def _closed(pipe: Any) -> None:  # Any: text streams of a process
-    try:
+    with contextlib.suppress(OSError):
         pipe.close()
-    except OSError:
-        pass
 
 
 def _again(said: dict[str, Any]) -> MezzotintError:

@@ -131,9 +131,10 @@ def best(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if len(sets) < 2:
         return {}
     found: dict[str, Any] = {}
-    firsts = {entry["metric"]: i for i, entry in reversed([*enumerate(sets[0]["metrics"])])}
-    for i in sorted(firsts.values()):
-        first = sets[0]["metrics"][i]
+    entries: Sequence[Entry] = sets[0]["metrics"]
+    for i, first in enumerate(entries):
+        if any(entry["metric"] == first["metric"] for entry in entries[:i]):
+            continue
         values = [told["metrics"][i]["value"] for told in sets]
         if all(value is not None for value in values):
             is_low = first["metric"] in {"fid", "sfid", "kid", "cmmd", "copies"}

@@ -5,13 +5,13 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any  # Any: JSON
+from typing import Any, cast  # Any: JSON
 
 from mezzotint.checkpoints.files import read_json
 from mezzotint.errors import CheckpointError, ConfigError
 from mezzotint.evaluation.bench import SPEC, Bench, threads
 from mezzotint.evaluation.evaluate import Evaluation, finished
-from mezzotint.evaluation.spec import EvaluationSpec
+from mezzotint.evaluation.spec import EvaluationSpec, spec_of
 from mezzotint.evaluation.statistics import Statistics, merge, read_statistics, write_statistics
 from mezzotint.evaluation.work import SETS
 
@@ -41,8 +41,7 @@ def merge_shards(parts: Sequence[Path], out: Path) -> Evaluation:
     identities: dict[str, Mapping[str, Any]] = {}
     for part in parts:
         for folder in sorted((part / SETS).iterdir()):
-            identity = read_json(folder / "set.json")["identity"]
-            assert isinstance(identity, dict)
+            identity = cast("dict[str, Any]", read_json(folder / "set.json")["identity"])  # JSON that we wrote
             if identities.setdefault(folder.name, identity) != identity:
                 raise ConfigError(
                     f"merge: {folder} is of other pictures than in {parts[0]}: {json.dumps(identity)[:200]}"
@@ -68,7 +67,7 @@ def merge_shards(parts: Sequence[Path], out: Path) -> Evaluation:
 def _spec(part: Path) -> EvaluationSpec:
     if not (part / SPEC).is_file():
         raise CheckpointError(f"{part}: no {SPEC}; folders of `mezzotint evaluate --shard i/n` are expected")
-    return EvaluationSpec(**{**read_json(part / SPEC), "out": part})
+    return spec_of({**read_json(part / SPEC), "out": part})
 
 
 def _put(file: Path, target: Path) -> None:

@@ -37,7 +37,8 @@ def page(report: Mapping[str, Any], folder: Path, read: Read) -> str:
     for one in sets:
         parts += _set(one, folder, read)
     title = _text(f"Evaluation of {what}")
-    return f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>{STYLE}<body>{''.join(parts)}</body></html>\n"
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>{STYLE}"
+    return f"{head}<body>{''.join(parts)}</body></html>\n"
 
 
 def rows_of(told: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -54,6 +55,11 @@ def rows_of(told: Mapping[str, Any]) -> list[tuple[str, ...]]:
         count = f"{entry['count']:,}"
         rows.append((name, _number(entry["value"]), interval, count, entry["protocol"], entry["features"], remark))
     return rows
+
+
+def cut_of(told: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Prompts of a set that are longer than the CLIP reads, with the words that were not read."""
+    return next((entry["cut"] for entry in told["metrics"] if entry.get("cut")), ())
 
 
 HEADS = ("number", "value", "95 % interval", "pictures", "protocol", "features", "remark")
@@ -83,12 +89,11 @@ def _set(one: Mapping[str, Any], folder: Path, read: Read) -> list[str]:
         parts.append("<h3>Left out</h3>" + _table(("picture", "why"), one["left_out"][:SHOWN]))
     if one["notes"]:
         parts.append(
-            f"<p class=note>{len(one['notes'])} pictures were converted, such as {_text(': '.join(one['notes'][0]))}</p>"
+            f"<p class=note>{len(one['notes'])} pictures converted, such as {_text(': '.join(one['notes'][0]))}</p>"
         )
     if one["repeated"]:
         parts.append(f"<p class=note>{one['repeated']} pictures are the same, pixel by pixel, as others</p>")
-    cut = next((entry["cut"] for entry in one["metrics"] if entry.get("cut")), [])
-    if cut:
+    if cut := cut_of(one):
         rows = [(entry["prompt"], " ".join(entry["words"])) for entry in cut[:SHOWN]]
         parts.append(f"<h3>{len(cut)} prompts longer than the CLIP reads</h3>" + _table(("prompt", "not read"), rows))
     table = _prompts(folder / "sets" / name / "prompts.tsv")

@@ -1,4 +1,4 @@
-"""Evaluation while training goes on: networks are handed over at chosen steps, numbers come back whenever they are done.
+"""Evaluation while training goes on: networks are handed over at chosen steps, numbers come back when they are done.
 
 The loop never waits for a number before its end. Whoever watches must keep what it was handed until the number has been
 told, so that neither a crash nor an interruption loses one; the log holds each once, under the step that it belongs to.
