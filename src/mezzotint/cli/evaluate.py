@@ -71,7 +71,7 @@ def _flag(name: str) -> inspect.Parameter:
     said = field.description or name
     if isinstance(field.default, tuple):  # a list: values with commas between
         kind = str
-        default = ",".join(map(str, cast("tuple[object, ...]", field.default)))  # just seen
+        default = ",".join(map(str, cast("tuple[object, ...]", field.default)))  # pyright: ignore[reportUnknownMemberType]  # pydantic's default is Any
     elif kind is not field.annotation and type(None) not in get_args(field.annotation):
         kind, default = field.annotation, field.default  # a Literal
     else:
