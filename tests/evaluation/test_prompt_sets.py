@@ -22,7 +22,7 @@ def test_the_built_in_sets_are_the_published_lists() -> None:
     assert any('"Cheese Shop"' in prompt for prompt in coco.prompts), "quotes are read as text"
     recipe = yaml.safe_load(packaged()["icons-unet"])
     assert list(icons.prompts) == recipe["validation_prompts"]
-    assert all(prompt == prompt.strip() and prompt for found in (parti, coco, icons) for prompt in found.prompts)
+    assert all(prompt.strip() for found in (parti, coco, icons) for prompt in found.prompts)
 
 
 def test_every_list_of_others_has_its_licence_beside_it() -> None:
