@@ -59,7 +59,7 @@ def interval(value: float, low: float, high: float) -> Estimate:
 
 
 def test_a_difference_takes_the_sides_that_face_each_other() -> None:
-    found = difference(interval(10, 7, 11), interval(5, 1, 7))
+    found = difference(interval(10.0, 7.0, 11.0), interval(5.0, 1.0, 7.0))
     assert found.low is not None
     assert (found.value, found.low, found.high) == (
         5,
@@ -67,7 +67,7 @@ def test_a_difference_takes_the_sides_that_face_each_other() -> None:
         pytest.approx(5 + math.hypot(1, 4)),
     )
     assert is_significant(found)
-    assert not is_significant(difference(interval(10, 7, 11), interval(8, 4, 10)))
+    assert not is_significant(difference(interval(10.0, 7.0, 11.0), interval(8.0, 4.0, 10.0)))
 
 
 def covered(interval_of: Callable[[list[int]], Estimate], truth: float, draws: torch.Tensor) -> float:

@@ -22,6 +22,7 @@ from mezzotint.evaluation.statistics import (
     moments_of,
     pooled,
     read_statistics,
+    reduced,
     statistics_of,
     write_statistics,
 )
@@ -206,6 +207,15 @@ def test_features_that_are_no_numbers_are_refused() -> None:
         chunk_of(x[:0])
     with pytest.raises(ConfigError, match="one picture has no covariance; at least 2"):
         moments_of([chunk_of(drawn(1))])
+
+
+def test_a_chunk_can_be_taken_out_again() -> None:
+    chunks = chunks_of(drawn(), 50)
+    for i, chunk in enumerate(chunks):
+        found, exact = reduced(pooled(chunks), chunk), pooled([*chunks[:i], *chunks[i + 1 :]])
+        assert found.n == exact.n
+        torch.testing.assert_close(found.mean, exact.mean, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(found.scatter, exact.scatter, rtol=1e-12, atol=1e-13)
 
 
 def test_pooling_shuffled_chunks_is_pooling() -> None:

@@ -72,7 +72,7 @@ class Provenance:
     tool: str = field(default_factory=lambda: f"mezzotint {version('mezzotint')}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Statistics:
     """Chunks in the order of their places; or the moments that another program wrote, which cannot be taken apart.
 
@@ -118,15 +118,14 @@ class Statistics:
         return tuple(pooled(self.chunks[i:j]) for i, j in pairwise(edges))
 
     def digest(self) -> str:
-        """SHA-256 of mean, covariance and count: names the pictures, however they were cut into chunks.
+        """SHA-256 that names the pictures, however they were cut into chunks.
 
-        Rounded to 6 digits before, since the cut moves the last digits.
+        Of their number and four sums to six digits: the cut moves digits after the twelfth.
         """
         found = self.moments()
-        sha256 = hashlib.sha256(f"{found.n}".encode())
-        for tensor in (found.mean, found.covariance.diagonal()):
-            sha256.update(" ".join(f"{value:.5e}" for value in tensor.numpy().tolist()).encode())
-        return sha256.hexdigest()
+        sums = [found.mean.sum(), found.mean.square().sum(), found.covariance.trace(), found.covariance.square().sum()]
+        told = " ".join([f"{found.n} {len(found.mean)}", *(f"{float(total):.5e}" for total in sums)])
+        return hashlib.sha256(told.encode()).hexdigest()
 
 
 def chunk_of(features: Float[Tensor, "n d"], first: int = 0) -> Chunk:
@@ -164,6 +163,15 @@ def pooled(chunks: Sequence[Chunk]) -> Chunk:
         scatter += chunk.scatter
         scatter.addr_(apart, apart, alpha=chunk.n)
     return Chunk(ordered[0].first, count, mean, scatter)
+
+
+def reduced(whole: Chunk, part: Chunk) -> Chunk:
+    """What `whole` is without one of the chunks that it was pooled from; costs the digits that a subtraction costs."""
+    n = whole.n - part.n
+    mean = (whole.mean * whole.n - part.mean * part.n) / n
+    apart = part.mean - mean
+    scatter = (whole.scatter - part.scatter).addr_(apart, apart, alpha=-n * part.n / whole.n)
+    return Chunk(whole.first, n, mean, scatter)
 
 
 def moments_of(chunks: Sequence[Chunk]) -> Moments:
