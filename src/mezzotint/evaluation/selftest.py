@@ -20,6 +20,7 @@ from mezzotint.evaluation.resize import resize
 from mezzotint.evaluation.statistics import Moments, Provenance, merge, statistics_of
 
 WIDTH, COUNT = 24, 600
+SIDES = ((0.6, 0.8, 0.0), (0.0, 1.0, 0.0), (0.8, 0.0, -0.6))  # texts whose cosines with the axes are 0.6, 1, -0.6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +112,7 @@ def _unbiased() -> Check:
 
 
 def _scalings() -> Check:
-    pictures, texts = torch.eye(3).double(), torch.tensor([[0.6, 0.8, 0.0], [0.0, 1.0, 0.0], [0.8, 0.0, -0.6]]).double()
+    pictures, texts = torch.eye(3).double(), torch.tensor(SIDES, dtype=torch.float64)
     prompts = ("a", "b", "c")
     found = clip_score(pictures, Texts(prompts, texts, ()), prompts)
     exact = ((0.6 + 1 - 0.6) / 3, 100 / 3, 2.5 * 1.6 / 3)
