@@ -1,11 +1,11 @@
 """What pytorch-fid, clean-fid and torch-fidelity make of the same features: FID, KID, Inception score, precision.
 
-    python benchmarks/peers/metric_arithmetic.py > tests/golden/metric_arithmetic.json
+    sh benchmarks/peers/fid.sh FOLDER && FOLDER/bin/python benchmarks/peers/metric_arithmetic.py > numbers.json
 
-Runs where those three are installed, with SciPy < 1.18 (they use what 1.18 removed); mezzotint is not needed there. The
-tests make the same features with `features` and compare. No network and no weights: features are numbers from a seeded
-generator. All three import torchvision, which does not import beside the CPU build of torch: empty modules stand in
-for it, since none of this arithmetic uses it.
+The numbers are kept as tests/golden/metric_arithmetic.json; the environment has SciPy < 1.18 (two of them use what 1.18
+removed) and not mezzotint. The tests make the same features with `features` and compare. No network and no weights:
+features are numbers from a seeded generator. All three import torchvision, which does not import beside the CPU build
+of torch: empty modules stand in for it, since none of this arithmetic uses it.
 """
 
 import json
@@ -20,13 +20,14 @@ CASES = {  # name: made, reference, width
     "plenty": (1500, 2000, 64),
     "few": (60, 80, 96),  # fewer pictures than numbers in a feature
     "wide": (700, 600, 256),
+    "full": (2500, 3000, 2048),  # as wide as Inception's
 }
 
 
 def features(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Made and reference features in float32: rectified and correlated, as a network's are; the made ones shifted."""
     made, reference, width = CASES[name]
-    draw = np.random.default_rng(sorted(CASES).index(name))
+    draw = np.random.default_rng(sum(CASES[name]))
     scale = np.logspace(0, -1.5, width)
     turn = np.linalg.qr(draw.standard_normal((width, width)))[0]
     x = draw.standard_normal((made, width)) * scale @ turn + 0.1

@@ -1,6 +1,7 @@
 """What other programs made of features that can be made again: golden/metric_arithmetic.json and its script."""
 
 import json
+from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from torch import Tensor
 
 ROOT = Path(__file__).parent.parent.parent
 GOLDEN: dict[str, Any] = json.loads((ROOT / "tests" / "golden" / "metric_arithmetic.json").read_text())
-CASES = [name for name in GOLDEN if name != "versions"]
+CASES = [pytest.param(name, marks=pytest.mark.slow if name == "full" else ()) for name in GOLDEN if name != "versions"]
 
 
+@lru_cache(maxsize=1)
 def golden_features(case: str) -> tuple[Tensor, Tensor]:
     """Made and reference features of benchmarks/peers/metric_arithmetic.py, made again."""
     spec = spec_from_file_location("metric_arithmetic", ROOT / "benchmarks" / "peers" / "metric_arithmetic.py")

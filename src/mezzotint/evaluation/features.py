@@ -3,8 +3,8 @@
 Pictures are computed in micro-batches of a fixed size, each picture resized alone and the last batch filled up with
 black: a picture's features depend on nothing but the picture, however many there are and whoever computes which.
 
-Only Inception's distance is called FID. Every other network's carries its name and the hash of its weights:
-`FD-clip:1f0c…`.
+Only the distance of Inception's features with the weights of 2015 is called FID. Every other carries the network's name
+and the hash of its weights: `FD-clip:1f0c…`.
 
 Letters: n pictures, d features, k classes, e spatial features, h w rows and columns.
 """
@@ -21,15 +21,17 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mezzotint.errors import ConfigError
-from mezzotint.evaluation.inception import Inception
+from mezzotint.evaluation.inception import FEATURES, Inception
 from mezzotint.evaluation.inception_file import read_inception
-from mezzotint.evaluation.lite import LITE_NAME, read_lite
+from mezzotint.evaluation.lite import FEATURES as LITE_FEATURES
+from mezzotint.evaluation.lite import Lite, read_lite
 from mezzotint.evaluation.protocols import LITE, Protocol, clip_protocol, inception_protocol
 from mezzotint.evaluation.resize import prepared
-from mezzotint.evaluation.tower import read_tower
+from mezzotint.evaluation.tower import EVALUATOR, read_tower
 
 MICRO_BATCH = 16
 Precision = Literal["float32", "bfloat16"]
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Output(NamedTuple):
@@ -44,8 +46,9 @@ class Output(NamedTuple):
 class Extractor:
     """A network that gives features, with everything that a number made from them depends on.
 
-    `name` is short and part of what numbers are called: "inception", "clip", "lite0". `weights` is the SHA-256 of the
-    file of weights. `dtype` is what the network computes in; results are float32 all the same.
+    `name` is short and part of what numbers are called: "inception", "clip", "evaluator", "lite0". `weights` is the
+    SHA-256 of the weights. `dtype` is what the network computes in; results are float32 all the same. `is_fid`: the
+    network and its weights are those that FID is defined by.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Extractor:
     dim: int
     dtype: Precision
     network: Callable[[Float[Tensor, "n 3 s s"]], Output]
+    is_fid: bool = False
     micro_batch: int = MICRO_BATCH
 
     @property
@@ -64,7 +68,7 @@ class Extractor:
     @property
     def distance(self) -> str:
         """What the Frechet distance of these features may be called: "FID", or "FD-clip:" with the digest."""
-        return "FID" if self.name == "inception" else f"FD-{self.name}:{self.digest}"
+        return "FID" if self.is_fid else f"FD-{self.name}:{self.digest}"
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -92,7 +96,8 @@ class Extractor:
         for row, picture in enumerate(pictures):
             rows[row] = prepared(self.protocol, picture[None])[0]
         found = self.network(rows)
-        return Output(*(None if part is None else part[:count].float().clone() for part in found))
+        rest = (None if part is None else part[:count].clone() for part in found[1:])
+        return Output(found.features[:count].clone(), *rest)
 
     def batches(self, pictures: Iterable[UInt8[Tensor, "3 h w"]]) -> Iterator[Output]:
         """Output of all pictures in their order, a micro-batch at a time."""
@@ -122,7 +127,7 @@ def extractor(what: str = "inception", *, protocol: str = "tf1", dtype: Precisio
         case "inception":
             return inception_extractor(path, protocol=protocol, dtype=dtype)
         case "evaluator" if path is None:
-            return clip_extractor("package:icons-parts/evaluator", dtype=dtype, name="evaluator")
+            return clip_extractor(EVALUATOR, dtype=dtype, name="evaluator")
         case "clip" if path is not None:
             return clip_extractor(path, dtype=dtype)
         case "lite0":
@@ -133,39 +138,46 @@ def extractor(what: str = "inception", *, protocol: str = "tf1", dtype: Precisio
             )
 
 
-def inception_extractor(path: Path | None = None, *, protocol: str = "tf1", dtype: Precision = "float32") -> Extractor:
+def inception_extractor(
+    path: str | Path | None = None, *, protocol: str = "tf1", dtype: Precision = "float32"
+) -> Extractor:
     """Inception as FID defines it: 2048 features, 1008 logits, 2023 spatial features. Raises: as `extractor`."""
     rule = inception_protocol(protocol)
-    state, digest = read_inception(path)
-    network = Inception(state, dtype=getattr(torch, dtype))
-
-    def run(x: Tensor) -> Output:
-        return Output(*network(x))
-
-    return Extractor(name="inception", weights=digest, protocol=rule, dim=2048, dtype=dtype, network=run)
+    weights = read_inception(path)
+    network = Inception(weights.state, DTYPES[dtype])
+    return Extractor(
+        name="inception",
+        weights=weights.sha256,
+        protocol=rule,
+        dim=FEATURES,
+        dtype=dtype,
+        network=lambda x: Output(*network(x)),
+        is_fid=weights.is_known,
+    )
 
 
 def clip_extractor(path: str | Path, *, dtype: Precision = "float32", name: str = "clip") -> Extractor:
     """The image tower of a CLIP: projected features of length 1. Raises: as `extractor`."""
     tower, digest, mean, std = read_tower(path)
-    tower = tower.to(getattr(torch, dtype)).eval()
-    chosen = getattr(torch, dtype)
+    tower = tower.to(DTYPES[dtype])
 
     def run(x: Tensor) -> Output:
-        return Output(F.normalize(tower(x.to(chosen)).embedding.float(), dim=-1))
+        return Output(F.normalize(tower(x.to(DTYPES[dtype])).embedding.float(), dim=-1))
 
     config = tower.config
     rule = clip_protocol(config.size, mean, std)
     return Extractor(name=name, weights=digest, protocol=rule, dim=config.projection, dtype=dtype, network=run)
 
 
-def lite_extractor(path: Path | None = None, *, dtype: Precision = "float32") -> Extractor:
+def lite_extractor(path: str | Path | None = None, *, dtype: Precision = "float32") -> Extractor:
     """EfficientNet-Lite0: 1,280 features before the classifier. Raises: as `extractor`."""
-    network, digest = read_lite(path)
-    chosen = getattr(torch, dtype)
-    network = network.to(chosen).eval()
-
-    def run(x: Tensor) -> Output:
-        return Output(network(x.to(chosen)).float())
-
-    return Extractor(name=LITE_NAME, weights=digest, protocol=LITE, dim=1280, dtype=dtype, network=run)
+    weights = read_lite(path)
+    network = Lite(weights.state, DTYPES[dtype])
+    return Extractor(
+        name="lite0",
+        weights=weights.sha256,
+        protocol=LITE,
+        dim=LITE_FEATURES,
+        dtype=dtype,
+        network=lambda x: Output(network(x)),
+    )

@@ -102,7 +102,8 @@ def _constant(node: memoryview) -> tuple[str, Tensor | None]:
             is_constant = bytes(field) == b"Const"
         elif number == _ATTRIBUTE:
             entry = dict(_fields(field))
-            if entry.get(_KEY) == b"value" and isinstance(inner := entry.get(_VALUE), memoryview):
+            key, inner = entry.get(_KEY), entry.get(_VALUE)
+            if isinstance(key, memoryview) and bytes(key) == b"value" and isinstance(inner, memoryview):
                 value = dict(_fields(inner)).get(_TENSOR, value)
     return name, _tensor(value) if is_constant and isinstance(value, memoryview) else None
 
@@ -126,4 +127,4 @@ def _tensor(data: memoryview) -> Tensor | None:
         raise ValueError(f"a tensor of shape {shape} with {len(raw):,} bytes")
     values = np.frombuffer(bytes(raw), "<f4")
     filled = np.concatenate([values, np.full(count - len(values), values[-1], np.float32)])
-    return torch.from_numpy(filled.astype(np.float32, copy=False)).reshape(shape)
+    return torch.as_tensor(filled.astype(np.float32)).reshape(shape)

@@ -250,9 +250,9 @@ class Inception(nn.Module):
         self.convs = nn.ModuleDict()
         for layer in layers():
             conv = layer.conv
-            module = nn.utils.skip_init(nn.Conv2d, layer.inputs, conv.channels, conv.kernel, conv.stride, conv.padding)
-            weight, bias = folded(state, layer.name)
-            module.load_state_dict({"weight": weight, "bias": bias})
+            module = nn.Conv2d(layer.inputs, conv.channels, conv.kernel, conv.stride, conv.padding, device="meta")
+            weight, bias = folded(state, f"{layer.name}.conv", f"{layer.name}.bn")
+            module.load_state_dict({"weight": weight, "bias": bias}, assign=True)
             self.convs[_key(layer.name)] = module
         self.to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # not in the stubs
         self.register_buffer("fc", state["fc.weight"].float().clone())
@@ -289,12 +289,14 @@ class Inception(nn.Module):
                 return F.max_pool2d(x, 3, step.stride, padding=1 if step.stride == 1 else 0)
 
 
-def folded(state: Mapping[str, Tensor], name: str) -> tuple[Float[Tensor, "o c y x"], Float[Tensor, "o"]]:
+def folded(state: Mapping[str, Tensor], conv: str, norm: str) -> tuple[Float[Tensor, "o c y x"], Float[Tensor, "o"]]:
     """Weight and bias of a convolution that does what it and its batch norm do. float64 inside, float32 out."""
-    norm = {kind: state[f"{name}.bn.{kind}"].double() for kind in ("weight", "bias", "running_mean", "running_var")}
-    scale = norm["weight"] * (norm["running_var"] + EPSILON).rsqrt()
-    weight = state[f"{name}.conv.weight"].double() * scale[:, None, None, None]
-    return weight.float(), (norm["bias"] - norm["running_mean"] * scale).float()
+    gamma, beta, mean, variance = (
+        state[f"{norm}.{kind}"].double() for kind in ("weight", "bias", "running_mean", "running_var")
+    )
+    scale = gamma * (variance + EPSILON).rsqrt()
+    weight = state[f"{conv}.weight"].double() * scale[:, None, None, None]
+    return weight.float(), (beta - mean * scale).float()
 
 
 def _key(name: str) -> str:

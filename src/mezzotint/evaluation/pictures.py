@@ -15,8 +15,7 @@ Letters: h w rows and columns.
 import io
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,53 +52,22 @@ class Unreadable(Exception):
     """A picture that cannot be judged; the text says why, without its name."""
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
+    """A picture's name, relative to its folder or archive, and how to get its bytes."""
+
     name: str
     read: Callable[[], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class PictureList:
-    """Pictures in canonical order, decoded on demand. `problems` and `notes` grow as pictures are read."""
+class PictureList(NamedTuple):
+    """Pictures in canonical order: sorted by name."""
 
-    sources: tuple[_Source, ...]
-    problems: list[Problem] = field(default_factory=list[Problem])
-    notes: list[Problem] = field(default_factory=list[Problem])
-
-    def __len__(self) -> int:
-        """Number of files, readable or not."""
-        return len(self.sources)
+    sources: tuple[Source, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names in canonical order, relative to the folder or archive."""
+        """Their names."""
         return tuple(source.name for source in self.sources)
-
-    def read(self, index: int) -> Pixels | None:
-        """The picture as [h w 3], or None after a line in `problems`."""
-        source = self.sources[index]
-        try:
-            decoded = decode(source.read())
-        except Unreadable as error:
-            self.problems.append(Problem(source.name, str(error)))
-            return None
-        except OSError as error:
-            self.problems.append(Problem(source.name, f"cannot be read: {error.strerror or error}"))
-            return None
-        if decoded.note:
-            self.notes.append(Problem(source.name, decoded.note))
-        return decoded.pixels
-
-    def part(self, start: int, stop: int) -> Iterator[tuple[str, Pixels]]:
-        """Names and pixels of the readable ones among sources[start:stop], in order."""
-        for index in range(start, min(stop, len(self))):
-            pixels = self.read(index)
-            if pixels is not None:
-                yield self.sources[index].name, pixels
-
-    def __iter__(self) -> Iterator[tuple[str, Pixels]]:
-        """Names and pixels of all readable pictures, in order."""
-        return self.part(0, len(self))
 
 
 def list_pictures(where: str | Path | Sequence[str | Path]) -> PictureList:
@@ -114,16 +82,16 @@ def list_pictures(where: str | Path | Sequence[str | Path]) -> PictureList:
     path = Path(where)
     if path.is_dir():
         files = [p for p in path.rglob("*") if p.is_file() and _is_picture(p.relative_to(path).as_posix())]
-        sources = [_Source(p.relative_to(path).as_posix(), p.read_bytes) for p in files]
+        sources = [Source(p.relative_to(path).as_posix(), p.read_bytes) for p in files]
     elif path.is_file() and path.suffix.lower() == ".zip":
         sources = _zipped(path)
     elif path.is_file():
-        return PictureList((_Source(path.name, path.read_bytes),))
+        return PictureList((Source(path.name, path.read_bytes),))
     else:
         raise RequestError(f"{str(path)!r}: no such folder or file of pictures")
     if not sources:
         raise RequestError(f"{str(path)!r}: no pictures in it; files ending in {', '.join(sorted(SUFFIXES))} are read")
-    return PictureList(tuple(sorted(sources)))
+    return PictureList(tuple(sorted(sources, key=lambda source: source.name)))
 
 
 def decode(data: bytes) -> Decoded:
@@ -162,7 +130,7 @@ def _rgb(image: Image.Image) -> tuple[Pixels, str]:
         return np.repeat(grey[..., None], 3, axis=2), "16-bit grey reduced to 8 bits"
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
         layered = image.convert("RGBA")
-        if layered.getextrema()[3] == (255, 255):  # opaque: alpha says nothing
+        if layered.getchannel("A").getextrema() == (255, 255):  # opaque: alpha says nothing
             return np.asarray(layered.convert("RGB")), ""
         white = Image.new("RGBA", layered.size, "white")
         return np.asarray(Image.alpha_composite(white, layered).convert("RGB")), "transparent parts are white"
@@ -187,10 +155,10 @@ def _listed(paths: list[Path]) -> PictureList:
         raise RequestError("an empty list of pictures; at least 1 is needed")
     if twice := sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
         raise RequestError(f"{twice[0]!r} is in the list of pictures {names.count(twice[0])} times; name it once")
-    return PictureList(tuple(sorted(_Source(name, path.read_bytes) for name, path in zip(names, paths, strict=True))))
+    return PictureList(tuple(Source(path.as_posix(), path.read_bytes) for path in sorted(paths, key=Path.as_posix)))
 
 
-def _zipped(path: Path) -> list[_Source]:
+def _zipped(path: Path) -> list[Source]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir() and _is_picture(entry.filename)]
@@ -199,7 +167,7 @@ def _zipped(path: Path) -> list[_Source]:
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names):
         raise RequestError(f"{str(path)!r}: two entries of the same name; pack it again")
-    return [_Source(entry.filename, partial(_unzipped, path, entry.filename)) for entry in entries]
+    return [Source(entry.filename, partial(_unzipped, path, entry.filename)) for entry in entries]
 
 
 def _unzipped(path: Path, name: str) -> bytes:

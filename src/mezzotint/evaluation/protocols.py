@@ -68,7 +68,7 @@ INCEPTION: dict[str, Protocol] = {
             kernel="tf1",
             centre=grey(128),
             spread=grey(128),
-            meaning="TensorFlow 1's bilinear kernel, which neither antialiases nor centres pixels: TTUR, torch-fidelity, EDM",
+            meaning="TensorFlow 1's bilinear kernel, neither antialiased nor centred: TTUR, torch-fidelity, EDM",
         ),
         Protocol(
             name="pytorch-fid",
@@ -92,7 +92,7 @@ INCEPTION: dict[str, Protocol] = {
             kernel="antialiased_bilinear",
             centre=grey(128),
             spread=grey(128),
-            meaning="torch's bilinear kernel with antialiasing: torchmetrics since 1.8",
+            meaning="torch's bilinear kernel with antialiasing: torchmetrics, unless it is told antialias=False",
         ),
         Protocol(
             name="adm",

@@ -3,7 +3,8 @@
 `tf1` and `half_pixel` mix the two nearest pixels of each axis. They differ in where an output pixel looks: at i * scale
 (TensorFlow 1, which shifts the picture by up to half a pixel) or at (i + 1/2) * scale - 1/2. The antialiased kernels
 are Pillow's and, since they were taken from it, torch's: a kernel as wide as an output pixel, cut and normalised at
-borders.
+borders. Pillow resizes columns first; 13 begins with the rows of tall pictures, which moves what is rounded in
+between by up to 15 of 255. A protocol stays what it was.
 
 Letters: b batch, h w rows and columns, s side of the output, n m pixels of one axis before and after.
 Source: TensorFlow 1 `resize_bilinear_op.cc`; Pillow `Resample.c`; Keys 1981, doi:10.1109/TASSP.1981.1163711 (bicubic).
@@ -48,7 +49,6 @@ def resize(
     bicubic = kernel == "antialiased_bicubic"
     if rounds:
         return _fixed(_fixed(pixels.double(), width, bicubic).mT, height, bicubic).mT.float()
-    # columns first: that is the order in which Pillow stores what is between
     return _weighed(_weighed(pixels.float(), width, bicubic).mT, height, bicubic).mT.clamp(0, 255)
 
 
