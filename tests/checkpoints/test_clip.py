@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from evaluation.towers import IMAGE, TEXT, open_clip_state, small_clip, write_ours, write_transformers
 from mezzotint.checkpoints.clip import ClipFiles, read_clip
+from mezzotint.checkpoints.files import write_state
 from mezzotint.errors import CheckpointError
 from mezzotint.models.clip import CLIP, CLIP_MEAN
 
@@ -49,7 +49,7 @@ def test_transformers_folder(clip: CLIP, tmp_path: Path) -> None:
 def test_open_clip_folder_and_file(clip: CLIP, tmp_path: Path) -> None:
     folder = tmp_path / "models--laion--CLIP-small" / "snapshots" / "1"
     folder.mkdir(parents=True)
-    save_file(open_clip_state(clip), folder / "open_clip_model.safetensors")
+    write_state(folder / "open_clip_model.safetensors", open_clip_state(clip))
     (folder / "open_clip_config.json").write_text(json.dumps(OPEN_CLIP))
     for place in (folder, folder / "open_clip_model.safetensors"):
         found = read_clip(place)
@@ -58,7 +58,7 @@ def test_open_clip_folder_and_file(clip: CLIP, tmp_path: Path) -> None:
 
 
 def test_activation_and_heads_come_from_open_clips_config(clip: CLIP, tmp_path: Path) -> None:
-    save_file(open_clip_state(clip), tmp_path / "weights.safetensors")
+    write_state(tmp_path / "weights.safetensors", open_clip_state(clip))
     told = {**OPEN_CLIP, "model_cfg": {"text_cfg": {"heads": 2}, "vision_cfg": {"head_width": 32}}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(told))
     found = read_clip(tmp_path / "weights.safetensors")
@@ -67,12 +67,12 @@ def test_activation_and_heads_come_from_open_clips_config(clip: CLIP, tmp_path: 
 
 def test_openais_file_says_all_by_itself(clip: CLIP, tmp_path: Path) -> None:
     own = {name: torch.tensor(size) for name, size in (("input_resolution", 64), ("context_length", 77))}
-    save_file({**open_clip_state(clip), **own, "vocab_size": torch.tensor(49408)}, tmp_path / "ViT.safetensors")
+    write_state(tmp_path / "ViT.safetensors", {**open_clip_state(clip), **own, "vocab_size": torch.tensor(49408)})
     assert is_same(read_clip(tmp_path / "ViT.safetensors"), clip)
 
 
 def test_bare_weights_are_refused(clip: CLIP, tmp_path: Path) -> None:
-    save_file(open_clip_state(clip), tmp_path / "weights.safetensors")
+    write_state(tmp_path / "weights.safetensors", open_clip_state(clip))
     with pytest.raises(CheckpointError, match=r"do not say their activation and heads; put .*open_clip_config\.json"):
         read_clip(tmp_path / "weights.safetensors")
 
@@ -87,10 +87,10 @@ def test_refusals_say_what_is_expected(clip: CLIP, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="a text encoder alone cannot judge pictures"):
         read_clip(tmp_path / "text")
     write_ours(clip, tmp_path / "ours")
-    save_file({"text.x": torch.ones(1)}, tmp_path / "ours" / "clip.safetensors")
-    with pytest.raises(CheckpointError, match="is missing|is not expected"):
+    write_state(tmp_path / "ours" / "clip.safetensors", {"text.x": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"is missing|is not expected"):
         read_clip(tmp_path / "ours")
     write_transformers(clip, tmp_path / "siglip")
     (tmp_path / "siglip" / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))
-    with pytest.raises(CheckpointError, match="image_mean .*CLIP's.* expected"):
+    with pytest.raises(CheckpointError, match=r"image_mean .*CLIP's.* expected"):
         read_clip(tmp_path / "siglip")

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any  # Any: transformers' models are not typed
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers.models.clip.configuration_clip import CLIPConfig
 from transformers.models.clip.modeling_clip import CLIPModel
 
 from mezzotint.checkpoints import openclip
+from mezzotint.checkpoints.files import write_state
 from mezzotint.checkpoints.translate import invert, prefixed
 from mezzotint.models.clip import CLIP, ImageConfig, TextConfig, initialise
 
@@ -63,12 +63,12 @@ def write_transformers(clip: CLIP, folder: Path) -> None:
     state = {theirs: clip.state_dict()[ours] for ours, theirs in names(clip, model).items()}
     model.load_state_dict(state, strict=False, assign=True)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
-    config.save_pretrained(folder)
+    write_state(folder / "model.safetensors", {name: tensor.contiguous() for name, tensor in state.items()})
+    config.save_pretrained(folder)  # pyright: ignore[reportUnknownMemberType]  # its stub is incomplete
 
 
 def names(clip: CLIP, model: Any) -> dict[str, str]:  # Any: not typed
-    """Our name -> theirs, by order and shape of the layers: nothing here knows of `mezzotint.checkpoints`."""
+    """Our name -> theirs, written out a second time: nothing of this knows of the key maps that it tests."""
     found: dict[str, str] = {}
     rules = {
         "token_embedding.weight": "embeddings.token_embedding.weight",
@@ -120,6 +120,6 @@ def open_clip_state(clip: CLIP) -> dict[str, Tensor]:
 def write_ours(clip: CLIP, folder: Path) -> None:
     """As a run exports it."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(clip.state_dict(), folder / "clip.safetensors")
+    write_state(folder / "clip.safetensors", clip.state_dict())
     told = {"text": asdict(clip.text.config), "image": asdict(clip.image.config)}
     (folder / "clip.json").write_text(json.dumps(told))

@@ -52,6 +52,8 @@ class EvaluationWatch:
         except RequestError as error:
             raise ConfigError(f"evaluation: {error}") from None
         self._running: tuple[Path, subprocess.Popen[bytes]] | None = None
+        self._known: dict[Path, Found] = {}
+        self._is_over = False  # nothing is started any more
 
     def look(self, step: int, export: Path) -> None:
         """Keep the networks as a model, unless this step's are kept already; they are measured in their turn."""
@@ -62,6 +64,7 @@ class EvaluationWatch:
             return
         if self._running and self._running[0] == place:
             self._stop()
+        self._known.pop(place, None)
         shutil.rmtree(place, ignore_errors=True)  # of a life of this run that took other steps
         write_model(self._config, export, self._inputs, place / MODEL)
         told = {**self._settings, "model": str(place / MODEL), "out": str(place), "workers": 1}
@@ -72,12 +75,16 @@ class EvaluationWatch:
     def found(self) -> Sequence[Found]:
         """Numbers of every step that is measured."""
         self._go_on()
-        return [Found(_step(place), _values(read_json(place / REPORT))) for place in self._places() if _is_done(place)]
+        for place in self._places():
+            if place not in self._known and _is_done(place):
+                self._known[place] = Found(_step(place), _values(read_json(place / REPORT)))
+        return [*self._known.values()]
 
     def wait(self, should_stop: Callable[[], bool]) -> None:
         """Measure what is left. When it should stop, the process is ended; its work so far is kept."""
         while self._go_on():
             if should_stop():
+                self._is_over = True
                 self._stop()
                 return
             time.sleep(WAIT_S)
@@ -91,7 +98,7 @@ class EvaluationWatch:
             self._running = None
             self._ended(place, process.returncode)
         waiting = [place for place in self._places() if not _is_done(place) and not (place / FAILED).exists()]
-        if not waiting:
+        if not waiting or self._is_over:
             return False
         self._running = waiting[0], _started(waiting[0])
         return True

@@ -44,7 +44,7 @@ class EvaluationSpec(BaseModel):
         default=(), description="folder, zip, .parquet, .tar or picture files; an earlier evaluation; a statistics file"
     )
     model: str | None = Field(
-        default=None, description="make the pictures with this model: folder, file, ORG/NAME, icons"
+        default=None, description="make the pictures with this model: folder, file, ORG/NAME; with prompts alone icons"
     )
     prompts: str | None = Field(
         default=None, description="partiprompts, mlperf-coco, icons, or a file; for given pictures: one line for each"
@@ -110,6 +110,8 @@ class EvaluationSpec(BaseModel):
                 known[name] = tuple(part.strip() for part in value.split(",") if part.strip())
             elif isinstance(value, int | float):
                 known[name] = (value,)
+        if not known.get("pictures") and known.get("model") is None and known.get("prompts") is not None:
+            known["model"] = "icons"
         if isinstance(known.get("pictures"), str | Path):
             known["pictures"] = (str(known["pictures"]),)
         return known

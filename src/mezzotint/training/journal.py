@@ -29,6 +29,7 @@ class Journal:
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(kept), "utf-8")
         partial.replace(self.path)
+        self._told = {(int(record["step"]), str(record["what"])) for record in map(json.loads, kept)}
         self._size, self._unwritten = self.path.stat().st_size, ""
         self._board = None
         if find_spec("tensorboard") is not None:
@@ -41,14 +42,14 @@ class Journal:
 
     def has(self, step: int, what: str) -> bool:
         """Whether there is a record of this kind at this step."""
-        records = [json.loads(line) for line in (*self._lines(), *self._unwritten.splitlines())]
-        return any(record["step"] == step and record["what"] == what for record in records)
+        return (step, what) in self._told
 
     def add(self, step: int, what: str, values: Mapping[str, float], pace: Mapping[str, float]) -> None:
         """One record. `values` are the same whenever the run is repeated; `pace` is not."""
         record = (
             {"step": step, "what": what, **values, "pace": pace} if pace else {"step": step, "what": what, **values}
         )
+        self._told.add((step, what))
         self._unwritten += json.dumps(record) + "\n"
         try:
             with self.path.open("r+b") as file:

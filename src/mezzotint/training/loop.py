@@ -54,6 +54,8 @@ def train(
     pace = Pace(config.batch, run.dtype)
     while run.step < config.max_train_steps:
         if together.any(should_stop()):
+            if watcher is not None:
+                watcher.wait(lambda: True)
             if saved_at != run.step:
                 state.save(
                     saves, run.step, run.tensors(), about, keep=config.checkpoints_total_limit, together=together

@@ -47,7 +47,7 @@ class Watcher(Protocol):
         ...
 
     def wait(self, should_stop: Callable[[], bool]) -> None:
-        """Return when nothing is left to do, or when it should stop; what is left is done by the next run."""
+        """Return when nothing is left to do, or when it should stop; then what is left is for the next run."""
         ...
 
 
