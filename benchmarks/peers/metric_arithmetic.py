@@ -20,7 +20,6 @@ CASES = {  # name: made, reference, width
     "plenty": (1500, 2000, 64),
     "few": (60, 80, 96),  # fewer pictures than numbers in a feature
     "wide": (700, 600, 256),
-    "full": (2500, 3000, 2048),  # as wide as Inception's
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).parent.parent.parent
 GOLDEN: dict[str, Any] = json.loads((ROOT / "tests" / "golden" / "metric_arithmetic.json").read_text())
-CASES = [pytest.param(name, marks=pytest.mark.slow if name == "full" else ()) for name in GOLDEN if name != "versions"]
+CASES = [name for name in GOLDEN if name != "versions"]
 
 
 @lru_cache(maxsize=1)
