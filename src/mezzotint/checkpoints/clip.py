@@ -224,7 +224,7 @@ def _check_normalisation(file: Path) -> None:
 
 
 def _name(path: Path) -> str:
-    """What the CLIP is called: its folder's or file's name; of a run's export, the run's; of a hub cache, the model's."""
+    """What the CLIP is called: its folder or file; of a run's export, the run; in the hub's cache, the model."""
     path = path.resolve()
     parts = [part for part in path.parts if part.startswith("models--")]
     if parts:

@@ -6,7 +6,7 @@ chunk.
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import resources
@@ -138,8 +138,8 @@ class Bench:
         """
         file = self.spec.out / SPEC
         work: dict[str, Any] = json.loads(json.dumps(self.spec.work()))  # Any: JSON
-        if file.exists() and (found := read_json(file)) != work:
-            first = next(name for name in work if found.get(name) != work[name])
+        found = read_json(file) if file.exists() else work
+        if (first := next((name for name in work if found.get(name) != work[name]), None)) is not None:
             raise RequestError(
                 f"{self.spec.out} holds another evaluation ({first}: {found.get(first)!r} → {work[first]!r}); "
                 "take another --out, or remove it"
@@ -149,7 +149,7 @@ class Bench:
                 _ = prompts_of(work_set)
         for work_set in self.sets:
             _ = self.extractors(work_set)
-        write_json(file, work)
+        write_json(file, self.spec.settings())
         for work_set in self.sets:
             work_set.begin()
 
@@ -199,8 +199,8 @@ def prompts_of(work: WorkSet) -> Sequence[str]:
     found = work.source.prompts
     if found is None:
         raise RequestError(
-            f"{work.name}: CLIP score needs what each picture should show: --prompts FILE with one line for each, in the "
-            "order of their names, a .txt beside each, or pictures made by mezzotint"
+            f"{work.name}: CLIP score needs what each picture should show: --prompts FILE with one line for each, in "
+            "the order of their names, a .txt beside each, or pictures made by mezzotint"
         )
     return found
 
@@ -211,7 +211,7 @@ def distinct(extractors: Sequence[Extractor]) -> tuple[Extractor, ...]:
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Generator[None]:
     """Within it, torch computes with so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -92,7 +92,8 @@ def read_texts(clip: CLIP, tokenizer: Tokenizer, prompts: Sequence[str], *, pref
     rows = [tokenizer.chunk(prefix + prompt, length=tower.config.positions) for prompt in distinct]
     if rows and (highest := max(map(max, rows))) >= tower.config.vocabulary:
         raise CheckpointError(
-            f"the tokenizer gives id {highest}, the CLIP has {tower.config.vocabulary} tokens; they belong to different models"
+            f"the tokenizer gives id {highest}, the CLIP has {tower.config.vocabulary} tokens; they belong to "
+            "different models"
         )
     if tokenizer.eos != tower.config.eos:
         raise CheckpointError(
@@ -159,7 +160,8 @@ def r_precision(
 ) -> tuple[int, int]:
     """(pictures that are nearer to their own prompt than to any other candidate, number of candidates).
 
-    Other candidates are the run's own prompts: all of them, or drawn for each picture by its position. Ties count against.
+    Other candidates are the run's own prompts: all of them, or drawn for each picture by its position. Ties count
+    against.
     """
     _check(pictures, said)
     count = min(candidates, len(texts.prompts))
@@ -200,7 +202,7 @@ def mean_of(values: Float[Tensor, "n"], said: Sequence[str], *, floor: float = -
     """The mean over pictures, with its interval by leaving out one prompt after the other."""
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
-    for value, prompt in zip(values.tolist(), said, strict=True):
+    for value, prompt in zip(map(float, values), said, strict=True):
         sums[prompt] += value
         counts[prompt] += 1
     total, n = math.fsum(sums.values()), len(said)

@@ -4,6 +4,7 @@ Which worker does what changes nothing: a chunk is a function of the spec. What 
 worker that dies does, with everything that was done kept.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -20,13 +21,20 @@ from mezzotint.evaluation.pictures import Problem
 from mezzotint.evaluation.spec import EvaluationSpec
 from mezzotint.evaluation.work import BrokenPictures
 
+QUICK = 200  # given pictures
+
 Told = Callable[[int, int], None]
 """Called with units done and units in all."""
 
 
-def count_workers(spec: EvaluationSpec, jobs: int) -> int:
-    """Processes: as asked, else one for each core that a worker's threads leave; never more than jobs."""
-    return max(1, min(spec.workers or max(1, (os.cpu_count() or 1) // spec.threads), jobs))
+def count_workers(spec: EvaluationSpec, jobs: int, units: int) -> int:
+    """Processes: as asked, else one for each core that a worker's threads leave; never more than jobs.
+
+    Few given pictures are looked at in less time than a process takes to start.
+    """
+    is_quick = spec.model is None and units < QUICK
+    own = 1 if is_quick else max(1, (os.cpu_count() or 1) // spec.threads)
+    return max(1, min(spec.workers or own, jobs))
 
 
 def carry_out(bench: Bench, jobs: Sequence[Job], told: Told = lambda done, total: None) -> None:
@@ -42,7 +50,7 @@ def carry_out(bench: Bench, jobs: Sequence[Job], told: Told = lambda done, total
         told(done, total)
 
     told(0, total)
-    workers = count_workers(bench.spec, len(jobs))
+    workers = count_workers(bench.spec, len(jobs), total)
     problems = _here(bench, jobs, count) if workers == 1 else _apart(bench.spec, jobs, workers, count)
     if problems:
         raise BrokenPictures(problems)
@@ -61,12 +69,13 @@ def _here(bench: Bench, jobs: Sequence[Job], count: Callable[[int], None]) -> li
 
 def _apart(spec: EvaluationSpec, jobs: Sequence[Job], workers: int, count: Callable[[int], None]) -> list[Problem]:
     heard: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()  # Any: JSON
-    processes = [_started(spec, place, heard) for place in range(workers)]
+    processes: list[subprocess.Popen[str]] = []
     waiting, running = list(reversed(jobs)), 0
     problems: list[Problem] = []
     try:
-        for process in processes:
-            _tell(process, waiting.pop())
+        for place in range(workers):
+            processes.append(_started(spec, place, heard))
+            _say(processes[place], json.dumps(waiting.pop()))
             running += 1
         while running:
             place, said = heard.get()
@@ -84,7 +93,7 @@ def _apart(spec: EvaluationSpec, jobs: Sequence[Job], workers: int, count: Calla
                 raise _again(said)
             problems += [Problem(*problem) for problem in said.get("broken", [])]
             if waiting:
-                _tell(processes[place], waiting.pop())
+                _say(processes[place], json.dumps(waiting.pop()))
                 running += 1
     finally:
         for process in processes:
@@ -112,9 +121,7 @@ def _started(
         encoding="utf-8",
         env=environment,
     )
-    assert process.stdin is not None
-    process.stdin.write(spec.model_dump_json() + "\n")
-    process.stdin.flush()
+    _say(process, spec.model_dump_json())
     threading.Thread(target=_hear, args=(process, place, heard), daemon=True).start()
     return process
 
@@ -129,20 +136,16 @@ def _hear(process: subprocess.Popen[str], place: int, heard: "queue.Queue[tuple[
     heard.put((place, None))
 
 
-def _tell(process: subprocess.Popen[str], job: Job) -> None:
+def _say(process: subprocess.Popen[str], line: str) -> None:
     assert process.stdin is not None
-    try:
-        process.stdin.write(json.dumps(list(job)) + "\n")
+    with contextlib.suppress(BrokenPipeError):  # it has died; its reader says so
+        process.stdin.write(line + "\n")
         process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it has died; its reader says so
 
 
 def _closed(pipe: Any) -> None:  # Any: text streams of a process
-    try:
+    with contextlib.suppress(OSError):
         pipe.close()
-    except OSError:
-        pass
 
 
 def _again(said: dict[str, Any]) -> MezzotintError:

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any  # Any: JSON, and fields of EvaluationSpec, which validates them
 
+from PIL import Image
+
 from mezzotint.checkpoints.files import read_json, write_json
 from mezzotint.errors import CheckpointError, ConfigError, RequestError
 from mezzotint.evaluation import numbers
@@ -19,6 +21,7 @@ from mezzotint.evaluation.bench import CLIPS, Bench, prompts_of, threads
 from mezzotint.evaluation.crew import carry_out
 from mezzotint.evaluation.features import Extractor
 from mezzotint.evaluation.numbers import Entry, Features, Numbers, Reference, Scored, gathered
+from mezzotint.evaluation.report import page
 from mezzotint.evaluation.spec import REFERENCE, TRAINING, EvaluationSpec, read_spec
 from mezzotint.evaluation.statistics import read_statistics, write_statistics
 from mezzotint.evaluation.work import MadePictures, WorkSet, key_of
@@ -26,7 +29,6 @@ from mezzotint.images import read_metadata, write_file
 
 SCHEMA = 1
 REPORT, PAGE, TABLE = "report.json", "report.html", "prompts.tsv"
-FEW = 2048  # pictures below which a Frechet distance of Inception's features is mostly bias
 
 Told = Callable[[int, int], None]
 """Called with pictures done and pictures in all."""
@@ -105,6 +107,7 @@ def finished(bench: Bench) -> Evaluation:
     report["best"] = best(report["sets"])
     report = json.loads(json.dumps(report))
     write_json(spec.out / REPORT, report)
+    write_file(spec.out / PAGE, page(report, spec.out, lambda name, picture: _picture(bench, name, picture)).encode())
     return Evaluation(folder=spec.out, report=report)
 
 
@@ -124,17 +127,29 @@ def read_report(path: str | Path) -> dict[str, Any]:
 
 
 def best(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of several sets, the one that is first by each number: the lowest distances, the highest scores."""
+    """Of several sets, the one that is first by each metric's first number: lowest distance, highest score."""
     if len(sets) < 2:
         return {}
     found: dict[str, Any] = {}
-    for i, first in enumerate(sets[0]["metrics"]):
+    entries: Sequence[Entry] = sets[0]["metrics"]
+    for i, first in enumerate(entries):
+        if any(entry["metric"] == first["metric"] for entry in entries[:i]):
+            continue
         values = [told["metrics"][i]["value"] for told in sets]
         if all(value is not None for value in values):
             is_low = first["metric"] in {"fid", "sfid", "kid", "cmmd", "copies"}
             chosen = (min if is_low else max)(range(len(sets)), key=lambda i: values[i])
             found[_label(first)] = {"set": sets[chosen]["name"], "value": values[chosen]}
     return found
+
+
+def _picture(bench: Bench, name: str, picture: str) -> Image.Image | None:
+    """A picture of a set by its name; None if it is not here."""
+    work = bench.named(name)
+    if work is None or picture not in work.source.names:
+        return None
+    pixels = work.source.read(work.source.names.index(picture)).pixels
+    return None if pixels is None else Image.fromarray(pixels)
 
 
 def _label(entry: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What is to be measured: `EvaluationSpec`, frozen settings from flags, YAML or keywords, checked before any work. No torch.
+"""What is to be measured: `EvaluationSpec`, frozen settings from flags, YAML or keywords. No torch.
 
 The fields are the flags of `mezzotint evaluate` and the keys of its YAML. They fall into three kinds, which decide what
 an output folder may be continued with: what decides features and pictures (`work()`), what only decides the numbers
@@ -44,7 +44,7 @@ class EvaluationSpec(BaseModel):
         default=(), description="folder, zip, .parquet, .tar or picture files; an earlier evaluation; a statistics file"
     )
     model: str | None = Field(
-        default=None, description="make the pictures with this model: folder, file, ORG/NAME, icons"
+        default=None, description="make the pictures with this model: folder, file, ORG/NAME; with prompts alone icons"
     )
     prompts: str | None = Field(
         default=None, description="partiprompts, mlperf-coco, icons, or a file; for given pictures: one line for each"
@@ -110,6 +110,8 @@ class EvaluationSpec(BaseModel):
                 known[name] = tuple(part.strip() for part in value.split(",") if part.strip())
             elif isinstance(value, int | float):
                 known[name] = (value,)
+        if not known.get("pictures") and known.get("model") is None and known.get("prompts") is not None:
+            known["model"] = "icons"
         if isinstance(known.get("pictures"), str | Path):
             known["pictures"] = (str(known["pictures"]),)
         return known
@@ -145,8 +147,8 @@ class EvaluationSpec(BaseModel):
         """The metrics: those asked for, else what the pictures given allow."""
         if self.metrics:
             return frozenset(self.metrics)
-        found = {"fid", "kid"} if self.against else set[str]()
-        return frozenset(found | ({"clip"} if self.clip else set()) | ({"copies"} if self.training else set()))
+        allowed = {"fid": self.against, "kid": self.against, "clip": self.clip, "copies": self.training}
+        return frozenset(metric for metric, needed in allowed.items() if needed)
 
     @property
     def part(self) -> tuple[int, int]:
@@ -167,7 +169,12 @@ class EvaluationSpec(BaseModel):
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in _FREE}
 
 
-def read_spec(path: str | Path, **changes: object) -> EvaluationSpec:
+def spec_of(fields: Mapping[str, Any]) -> EvaluationSpec:  # Any: the class validates them
+    """The spec of these fields. Raises: RequestError."""
+    return EvaluationSpec(**fields)
+
+
+def read_spec(path: str | Path, **changes: Any) -> EvaluationSpec:  # Any: fields, which the class validates
     """The spec in a YAML file, with changes over it. Raises: RequestError."""
     try:
         data: object = yaml.safe_load(Path(path).read_text("utf-8"))
@@ -175,7 +182,7 @@ def read_spec(path: str | Path, **changes: object) -> EvaluationSpec:
         raise RequestError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(data, dict):
         raise RequestError(f"{str(path)!r}: settings such as 'pictures: FOLDER' are expected")
-    return EvaluationSpec(**{**cast("dict[str, Any]", data), **changes})  # cast, Any: checked by the class
+    return spec_of({**cast("dict[str, Any]", data), **changes})  # cast, Any: checked by the class
 
 
 def _one_line(error: ValidationError) -> str:

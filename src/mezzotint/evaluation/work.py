@@ -103,7 +103,7 @@ class GivenPictures:
     def __init__(self, where: Sequence[str], limit: int | None, prompts: Sequence[str] | None) -> None:
         path = Path(where[0])
         roots = [Path(place) for place in where]
-        captions: list[str | None]
+        captions: Sequence[str | None]
         if len(where) == 1 and path.is_file() and path.suffix in TABLES:
             found = read_pictures(path)
             entries = [(picture.key, picture.read) for picture in found.pictures][:limit]
@@ -120,12 +120,16 @@ class GivenPictures:
         self._read = [read for _, read in entries]
         self._captions, self._given, self._roots = captions, prompts, roots
 
-    @cached_property
+    @property
     def prompts(self) -> Sequence[str] | None:
         """Those given, else captions, else what pictures of ours were made from.
 
         Raises: RequestError if there is not one for each picture.
         """
+        return self._said
+
+    @cached_property
+    def _said(self) -> Sequence[str] | None:
         count = len(self.names)
         if self._given is not None:
             if len(self._given) != count:
@@ -138,7 +142,7 @@ class GivenPictures:
         if not said and self._folder is not None:
             return prompts_in(self._folder, self.names)
         if 0 < len(said) < count:
-            lacking = self.names[self._captions.index(None)]
+            lacking = next(n for n, caption in zip(self.names, self._captions, strict=True) if caption is None)
             raise RequestError(f"{len(said)} captions, {count} pictures: {lacking!r} has none (a .txt beside it)")
         return said or None
 
@@ -311,7 +315,7 @@ class WorkSet:
         if problems and not skips_broken:
             raise BrokenPictures(problems)
         readable = [unit.pixels for unit in units if unit.pixels is not None]
-        pictures = [torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1))) for p in readable]
+        pictures = [torch.as_tensor(np.ascontiguousarray(p.transpose(2, 0, 1))) for p in readable]
         about = {
             "names": json.dumps([unit.name for unit in units if unit.pixels is not None]),
             "pixels": json.dumps([_pixel_hash(pixels) for pixels in readable]),
