@@ -3,7 +3,8 @@
 Measures: 8-bit pictures of 299 x 299 in memory to 2,048 features, by the extractor that `mezzotint evaluate` uses
 (protocol tf1, micro-batches of 16) in float32 and in bfloat16, and by torch-fidelity's in float32 with its default
 batch of 64. Each runs in a process of its own; they take turns, one working while the others wait, so that all see the
-same machine. Numbers are medians over turns, ratios medians of the turns' ratios. `--whole N` then sends N pictures
+same machine. Numbers are medians over turns, ratios medians of the turns' ratios. On a machine with other work, compare
+the processor's seconds, and with OMP_NUM_THREADS=1: waiting threads count as working. `--whole N` then sends N pictures
 through bfloat16 in one go. The distance is that of two sets of pictures in float32, in bfloat16, and of one set with
 itself across both.
 Not measured: decoding. Weights are drawn: speed does not depend on them, and the distance is no FID.
@@ -36,7 +37,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "inception.json"
 PICTURES = 64  # a turn, and torch-fidelity's batch
 CONTENDERS = ("float32", "bfloat16", "torch-fidelity")
-SET = 96  # pictures of each of the two sets whose distance is measured
+SET = 48  # pictures of each of the two sets whose distance is measured
 
 sys.path.insert(0, str(ROOT / "tests"))
 from golden.inception import drawn, import_torchvision, picture  # noqa: E402  # shared with the peers' environment
@@ -92,12 +93,12 @@ def work(contender: str) -> None:
             for _ in extract.batches(pixels[i % PICTURES] for i in range(count)):
                 pass
 
-    run(PICTURES)
-    print(PICTURES, flush=True)
+    run(PICTURES // 4)
+    print(PICTURES, PICTURES, flush=True)
     for line in sys.stdin:
-        begun = time.perf_counter()
+        begun, worked = time.perf_counter(), time.process_time()
         run(int(line))
-        print(time.perf_counter() - begun, flush=True)
+        print(time.perf_counter() - begun, time.process_time() - worked, flush=True)
 
 
 def effect() -> dict[str, float]:
@@ -137,29 +138,39 @@ def main() -> None:
         for name in CONTENDERS
     }  # fmt: skip
 
-    def answer(name: str, count: int = 0) -> float:
+    def answer(name: str, count: int = 0) -> tuple[float, float]:
         child = children[name]
         assert child.stdin is not None
         assert child.stdout is not None
         if count:
             print(count, file=child.stdin, flush=True)
-        return float(child.stdout.readline())
+        wall, worked = child.stdout.readline().split()
+        return float(wall), float(worked)
 
     for name in children:  # all have warmed up
         answer(name)
     load = os.getloadavg()[0]
     speeds: dict[str, list[float]] = {name: [] for name in children}
+    costs: dict[str, list[float]] = {name: [] for name in children}
     for turn in range(asked.turns):
         for name in CONTENDERS[turn % 3 :] + CONTENDERS[: turn % 3]:
-            speeds[name].append(PICTURES / answer(name, PICTURES))
+            wall, worked = answer(name, PICTURES)
+            speeds[name].append(PICTURES / wall)
+            costs[name].append(worked / PICTURES)
         print({name: round(found[-1], 1) for name, found in speeds.items()}, file=sys.stderr)
     ratios = {
         name: [a / b for a, b in zip(speeds[name], speeds["torch-fidelity"], strict=True)] for name in CONTENDERS[:2]
     }
+    cheaper = {
+        name: [b / a for a, b in zip(costs[name], costs["torch-fidelity"], strict=True)] for name in CONTENDERS[:2]
+    }
     table: dict[str, Any] = {  # Any: JSON
         "pictures_per_second": {name: round(statistics.median(found), 1) for name, found in speeds.items()},
         "ratio_to_torch_fidelity": {name: round(statistics.median(found), 2) for name, found in ratios.items()},
+        "processor_seconds_a_picture": {name: round(statistics.median(found), 4) for name, found in costs.items()},
+        "ratio_of_processor_seconds": {name: round(statistics.median(found), 2) for name, found in cheaper.items()},
         "spread": {
+            **{f"processor seconds {name}": [round(min(f), 4), round(max(f), 4)] for name, f in costs.items()},
             **{name: [round(min(found), 1), round(max(found), 1)] for name, found in speeds.items()},
             **{f"ratio {name}": [round(min(found), 2), round(max(found), 2)] for name, found in ratios.items()},
         },
@@ -169,7 +180,7 @@ def main() -> None:
     }  # fmt: skip
     RESULTS.write_text(json.dumps(table, indent=2) + "\n")
     if asked.whole:
-        seconds = answer("bfloat16", asked.whole)
+        seconds = answer("bfloat16", asked.whole)[0]
         per_second = round(asked.whole / seconds, 1)
         table["whole"] = {"pictures": asked.whole, "seconds": round(seconds, 1), "per_second": per_second}
         RESULTS.write_text(json.dumps(table, indent=2) + "\n")

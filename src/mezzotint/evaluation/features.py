@@ -83,7 +83,7 @@ class Extractor:
         }
 
     @torch.inference_mode()
-    def __call__(self, pictures: UInt8[Tensor, "n 3 h w"] | list[UInt8[Tensor, "3 h w"]]) -> Output:
+    def __call__(self, pictures: UInt8[Tensor, "n 3 h w"] | list[UInt8[Tensor, "3 _ _"]]) -> Output:
         """Output for at most `micro_batch` pictures, of one size (a tensor) or of any (a list).
 
         Raises: ValueError for none or for more.
@@ -99,13 +99,13 @@ class Extractor:
         rest = (None if part is None else part[:count].clone() for part in found[1:])
         return Output(found.features[:count].clone(), *rest)
 
-    def batches(self, pictures: Iterable[UInt8[Tensor, "3 h w"]]) -> Iterator[Output]:
+    def batches(self, pictures: Iterable[UInt8[Tensor, "3 _ _"]]) -> Iterator[Output]:
         """Output of all pictures in their order, a micro-batch at a time."""
         waiting = iter(pictures)
         while batch := list(islice(waiting, self.micro_batch)):
             yield self(batch)
 
-    def features(self, pictures: Iterable[UInt8[Tensor, "3 h w"]]) -> Float[Tensor, "n d"]:
+    def features(self, pictures: Iterable[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "n d"]:
         """Features of all pictures in their order, on the CPU. Raises: ConfigError if there are none."""
         found = [output.features for output in self.batches(pictures)]
         if not found:
