@@ -111,7 +111,11 @@ def run(
     check_folder(asked.out)
     with progress_bar() as bar:
         task = bar.add_task(", ".join(asked.pictures)[:40] or str(asked.model), total=None)
-        found = evaluate(asked, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        try:
+            found = evaluate(asked, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        except KeyboardInterrupt:
+            warn(f"what is done is kept in {asked.out}; the same command continues")
+            raise
     show(found, is_json=json)
 
 

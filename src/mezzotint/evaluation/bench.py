@@ -44,6 +44,7 @@ class Bench:
 
     def __init__(self, spec: EvaluationSpec) -> None:
         self.spec = spec
+        self._loaded: dict[str, Extractor] = {}
 
     @cached_property
     def system(self) -> System:
@@ -61,8 +62,7 @@ class Bench:
         """The image tower of the CLIP that scores."""
         if "clip" not in self.spec.chosen or self.spec.clip is None:
             return None
-        word = JUDGE if self.spec.clip == JUDGE else f"clip:{self.spec.clip}"
-        return extractor(word, dtype=self.spec.precision)
+        return self._extractor(JUDGE if self.spec.clip == JUDGE else f"clip:{self.spec.clip}")
 
     @cached_property
     def distances(self) -> tuple[Extractor, ...]:
@@ -73,12 +73,11 @@ class Bench:
         spec = self.spec
         if not spec.chosen - {"clip"}:
             return ()
-        found = [extractor(word, protocol=spec.protocol, dtype=spec.precision) for word in spec.features]
+        found = [self._extractor(word) for word in spec.features]
         if "cmmd" in spec.chosen and not any(one.name in CLIPS for one in found):
             if spec.clip is None:
                 raise ConfigError("cmmd compares features of a CLIP: --features clip:PATH (or evaluator), or --clip")
-            word = JUDGE if spec.clip == JUDGE else f"clip:{spec.clip}"
-            found.append(extractor(word, dtype=spec.precision))
+            found.append(self._extractor(JUDGE if spec.clip == JUDGE else f"clip:{spec.clip}"))
         return distinct(found)
 
     @cached_property
@@ -159,6 +158,12 @@ class Bench:
         every = [Job(place, chunk) for place, work in enumerate(self.sets) for chunk in range(work.chunks)]
         mine = [job for i, job in enumerate(every) if i % of == first - 1]
         return [j for j in mine if not self.sets[j.place].is_done(self.extractors(self.sets[j.place]), j.chunk)]
+
+    def _extractor(self, word: str) -> Extractor:
+        """Each network once, although it may measure and score."""
+        if word not in self._loaded:
+            self._loaded[word] = extractor(word, protocol=self.spec.protocol, dtype=self.spec.precision)
+        return self._loaded[word]
 
     def _set(self, name: str, source: Source) -> WorkSet:
         return WorkSet(name=name, folder=self.spec.out / SETS / name, source=source, chunk=self.spec.chunk)

@@ -34,7 +34,7 @@ GRAPH = "classify_image_graph_def.pb"
 KNOWN = ("6726825d",)  # beginnings of SHA-256 of files: that of both .pth files is in their names, as torch hub has it
 
 _GET = (
-    f"get {NAMES[0]} (91 MB, release fid_weights of mseitzer/pytorch-fid) and name it: --inception FILE, or "
+    f"get {NAMES[0]} (91 MB, release fid_weights of mseitzer/pytorch-fid) and name it: --features inception:FILE, or "
     f"{VARIABLE}=FILE, or put it into {{folder}}"
 )
 
@@ -108,7 +108,7 @@ def _found(path: str | Path | None) -> Path:
             return folder / name
     raise refusal(
         "FID needs the Inception weights of 2015-12-05, which this package may not ship and never downloads",
-        f"looked at: --inception, {VARIABLE}, {folder}",
+        f"looked at: --features, {VARIABLE}, {folder}",
         f"{_get()}; or measure with other features: --features evaluator",
     )
 
