@@ -6,6 +6,7 @@ import mezzotint
 
 PROMISED = {
     *("load", "generate", "stream", "replay", "Request", "Progress", "Result", "System"),
+    *("explain", "Story"),
     *("MezzotintError", "ConfigError", "CheckpointError", "RequestError"),
 }
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mezzotint.errors import CheckpointError, ConfigError, MezzotintError, RequestError
+    from mezzotint.explain.story import Story, explain
     from mezzotint.pipeline.generate import Result, generate, replay, stream
     from mezzotint.pipeline.request import Progress, Request
     from mezzotint.pipeline.system import System, load
@@ -24,7 +25,9 @@ __all__ = [
     "Request",
     "RequestError",
     "Result",
+    "Story",
     "System",
+    "explain",
     "generate",
     "load",
     "replay",
@@ -39,7 +42,9 @@ _HOME = {
     "Request": "pipeline.request",
     "RequestError": "errors",
     "Result": "pipeline.generate",
+    "Story": "explain.story",
     "System": "pipeline.system",
+    "explain": "explain.story",
     "generate": "pipeline.generate",
     "load": "pipeline.system",
     "replay": "pipeline.generate",

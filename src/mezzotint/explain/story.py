@@ -1,0 +1,179 @@
+"""The story of one picture: made as always, with somebody looking on, and told in eight sections."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple  # Any: JSON, and the fields of Request, which validates them
+
+from PIL import Image
+
+from mezzotint.explain.attention import FullMaps, Maps, Shape
+from mezzotint.explain.blocks import Block, Section, uri
+from mezzotint.explain.judge import judged_section
+from mezzotint.explain.latent import latent_section
+from mezzotint.explain.page import page, shown_in_notebook
+from mezzotint.explain.steps import (
+    Scene,
+    code_section,
+    guidance_section,
+    noise_section,
+    schedule_section,
+    steps_section,
+)
+from mezzotint.explain.watch import Watching, chosen
+from mezzotint.explain.words import numbers_section, read, tokens_section
+from mezzotint.images import write_file
+from mezzotint.pipeline.condition import told
+from mezzotint.pipeline.generate import Result, watched
+from mezzotint.pipeline.request import Request
+from mezzotint.pipeline.resolve import Resolved, resolve
+
+if TYPE_CHECKING:
+    from mezzotint.pipeline.system import System
+
+SCHEMA = 1
+FRAMES = 24  # steps that the film shows at most
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Story:
+    """What happened, as sections of data; it shows itself in a notebook. `image` is the picture, if it is about one."""
+
+    title: str
+    subtitle: str
+    sections: Sequence[Section]
+    facts: Sequence[tuple[str, str]] = ()
+    image: Image.Image | None = None
+    kind: str = "picture"
+
+    def to_json(self) -> dict[str, Any]:  # Any: JSON
+        """Everything that the page shows, as plain data; without milliseconds it is the same in every run."""
+        return {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "title": self.title,
+            "subtitle": self.subtitle,
+            "facts": [list(fact) for fact in self.facts],
+            "image": None if self.image is None else uri(self.image),
+            "sections": [section.to_json() for section in self.sections],
+        }
+
+    def html(self) -> str:
+        """One page that needs nothing else, and no network."""
+        return page(self.title, self.to_json())
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page, or the data if the name ends in .json; the file appears whole or not at all.
+
+        Raises: RequestError if it cannot be written.
+        """
+        path = Path(path)
+        told = json.dumps(self.to_json(), ensure_ascii=False) if path.suffix == ".json" else self.html()
+        write_file(path, told.encode())
+        return path
+
+    def _repr_html_(self) -> str:
+        return shown_in_notebook(self.html())
+
+
+class Told(NamedTuple):
+    """A story, and the picture's result as `generate` gives it."""
+
+    story: Story
+    result: Result
+
+
+def explain(
+    system: "System", request: Request | None = None, /, *, full_maps: str | Path | None = None, **fields: Any
+) -> Story:
+    """The story of the first picture of a request or of its fields; the picture is that of `generate`, bit for bit.
+
+    `full_maps` is a .npz file for every attention map of every head, layer and step.
+    Raises: RequestError.
+    """
+    return tell(system, Request(**fields) if request is None else request, full_maps).story
+
+
+def tell(system: "System", request: Request, full_maps: str | Path | None = None) -> Told:
+    """`explain`, with the result.
+
+    Raises: RequestError.
+    """
+    resolved = resolve(system, request.model_copy(update={"count": 1}))
+    begun = perf_counter()
+    sides = told(system, resolved.request)
+    text_ms = 1000 * (perf_counter() - begun)
+    full = FullMaps(Path(full_maps)) if full_maps is not None else None
+    scene, result, loop_ms = _made(system, resolved, full)
+    first, found = tokens_section(system, resolved.request)
+    latent = latent_section(scene)
+    network_ms = 1000 * sum(scene.watching.seconds.values())
+    maps_ms = 1000 * (scene.watching.maps.seconds if scene.watching.maps is not None else 0.0)
+    spent = [
+        ("text towers", text_ms),
+        ("U-Net", network_ms),
+        ("decoder", latent.ms or 0.0),
+        ("everything else", max(0.0, loop_ms - network_ms - maps_ms - text_ms - (latent.ms or 0.0))),
+        ("looking on (only here)", maps_ms),
+    ]
+    judged = judged_section(scene)
+    sections = [
+        first,
+        numbers_section(system, resolved.request, found, sides),
+        noise_section(scene),
+        schedule_section(scene),
+        steps_section(scene),
+        guidance_section(scene),
+        latent,
+        *([judged] if judged is not None else []),
+        code_section(scene, spent),
+    ]
+    return Told(_bound(scene, sections), result)
+
+
+def _made(system: "System", resolved: Resolved, full: FullMaps | None) -> tuple[Scene, Result, float]:
+    """The picture, made under a watch, and the milliseconds from beginning to end."""
+    request, vae = resolved.request, system.vae
+    steps = len(resolved.levels) - 1
+    kept = frozenset(chosen(steps, FRAMES))
+    maps = None
+    if system.unet.config.context is not None:
+        groups = read(request.prompt, system.tokenizers[0], system.text[0].config.positions).groups
+        latent = Shape((request.height or 0) // vae.factor, (request.width or 0) // vae.factor)
+        maps = Maps(groups=groups, latent=latent, steps=kept, full=full)
+    watching = Watching(steps=kept, maps=maps, activations_at=steps // 2)
+    begun = perf_counter()
+    running = watched(system, resolved, watching)
+    try:
+        for _ in running:
+            pass
+    finally:
+        running.close()
+        if full is not None:
+            full.close()
+    ms = 1000 * (perf_counter() - begun)
+    result = running.result
+    return Scene(system=system, resolved=resolved, watching=watching, image=result.images[0]), result, ms
+
+
+def _bound(scene: Scene, sections: Sequence[Section]) -> Story:
+    request = scene.resolved.request
+    facts: list[tuple[str, str]] = [
+        ("model", scene.system.name), ("seed", str(request.seed)), ("steps", str(request.steps)),
+        ("sampler", str(request.sampler)), ("guidance", f"{request.guidance:g}"),
+        ("size", f"{request.width}x{request.height}"),
+    ]  # fmt: skip
+    return Story(
+        title=request.prompt or "a picture of nothing",
+        subtitle="How this picture was made, from the words to the pixels",
+        facts=facts,
+        sections=sections,
+        image=scene.image,
+    )
+
+
+def merged(blocks: Sequence[Block]) -> list[Block]:
+    """Blocks as a list, for sections that are put together from others."""
+    return list(blocks)
