@@ -87,6 +87,7 @@ class Maps:
     by_layer: dict[str, Mean] = field(default_factory=dict[str, Mean])
     by_head: dict[str, Mean] = field(default_factory=dict[str, Mean])
     shapes: tuple[Shape, Shape, Shape] | None = None  # of maps by step, by layer, by head
+    sizes: dict[str, Shape] = field(default_factory=dict[str, Shape])  # of each layer's own maps
     seconds: float = 0.0  # spent here, which is no time of the network
 
     @contextmanager
@@ -115,7 +116,7 @@ class Maps:
         if self.shapes is None:
             self.shapes = (self.latent, self.latent, self.latent)
         heads, positions, tokens = weights.shape
-        shape = _shape(self.latent, positions)
+        shape = self.sizes[name] = _shape(self.latent, positions)
         if self.full is not None:
             self.full.add(step, name, weights.view(heads, *shape, tokens).permute(0, 3, 1, 2))
         grouped = (weights @ self.groups.matrix(tokens)).transpose(1, 2).reshape(heads, -1, *shape)  # [heads g h w]

@@ -1,7 +1,7 @@
 """What a story is made of: sections of blocks, plain data that page, JSON and notebook share.
 
-Each function here makes one kind of block; `assets/story.js` has a function of the same name that draws it. Pictures are
-data URIs, maps are bytes in base64 with the range that 0 … 255 stand for: a page needs nothing from outside.
+Each function here makes one kind of block; `assets/story.js` has a function of the same name that draws it. Pictures
+are data URIs, maps are bytes in base64 with the range that 0 … 255 stand for: a page needs nothing from outside.
 """
 
 import base64
@@ -23,6 +23,7 @@ Block = dict[str, Any]  # Any: JSON, whatever the kind of block holds
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 15  # of code that a section quotes
 JPEG_ABOVE = 160  # pixels of a side
+REACH = 3.0  # deviations that pictures of latents reach
 HEAT = ((9, 7, 30), (72, 20, 104), (170, 44, 92), (237, 105, 37), (251, 210, 90), (252, 255, 220))
 """Colours of 0 … 1, dark to bright; the page draws maps in the same ones."""
 
@@ -170,10 +171,25 @@ def heat(values: Tensor, high: float | None = None) -> Image.Image:
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def grey(values: Tensor, reach: float) -> Image.Image:
+def grey(values: Tensor, reach: float = REACH) -> Image.Image:
     """[h w] from -reach to reach as a grey picture."""
     unit = ((values.float() / reach).clamp(-1, 1) + 1) * 127.5
     return Image.fromarray(unit.round().to(torch.uint8).numpy())
+
+
+def coloured(pixels: Tensor) -> Image.Image:
+    """[3 h w] in [-1, 1] as a picture."""
+    return unchanged(((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+
+
+def unchanged(pixels: Tensor) -> Image.Image:
+    """[3 h w] of 0 … 255 as a picture."""
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def three(latent: Tensor) -> Image.Image:
+    """Three channels of a latent [c h w] as red, green and blue."""
+    return coloured((latent[:3] if len(latent) >= 3 else latent[:1].expand(3, -1, -1)) / REACH)
 
 
 def without_times(data: object) -> object:

@@ -66,25 +66,30 @@ def judged_section(scene: Scene) -> Section | None:
     alike = features @ text_features(judge.clip, judge.tokenizer, texts).T  # [pictures texts]
     score = WEIGHT * max(float(alike[-1, 0]), 0.0)
     ms = round(1000 * (perf_counter() - begun), 1)
-    rise = [line(text, [(i + 1, float(value)) for i, value in enumerate(alike[:, j])]) for j, text in enumerate(texts[:1])]
+    rise = [
+        line(text, [(i + 1, float(value)) for i, value in enumerate(alike[:, j])]) for j, text in enumerate(texts[:1])
+    ]
     rise += [line(text, [(i + 1, float(v)) for i, v in enumerate(alike[:, texts.index(text)])]) for text in OTHERS]
     high = max(0.05, float(alike.abs().max()))
     return Section(
         id="judged",
         title="Does it match the words?",
-        lead="Another CLIP, which had no part in making this picture, turns pictures and texts into arrows; the more two "
+        lead="Another CLIP, which had no part in making this picture, turns pictures and texts into arrows; the more "
+        "two "
         f"arrows point the same way, the better they match. CLIP score of this picture and its prompt: {score:.3f}.",
         formula="CLIP score = w * max(cos(picture, text), 0),   w = 2.5",
         shapes=(f"pictures [{len(looks)} {features.shape[1]}]", f"texts [{len(texts)} {features.shape[1]}]"),
         ms=ms,
         code=(code_of(picture_features, "found =", 2), code_of(text_features, "chunks =", 3)),
         blocks=[
-            pictures([picture(look, name) for look, name in zip(looks, names, strict=True)], "What is compared", side=72),
+            pictures(
+                [picture(look, name) for look, name in zip(looks, names, strict=True)], "What is compared", side=72
+            ),
             matrix(names, texts, alike, "Similarity (cosine) of every picture with every text", low=-high, high=high),
-            curves(rise, "The prompt pulls ahead while the picture forms", "estimate", "cosine"),
+            curves(rise, "How similarity changes while the picture forms", "estimate", "cosine"),
         ],
     )
 
 
 def _pixels(image: Image.Image) -> UInt8[Tensor, "1 3 s s"]:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+    return torch.as_tensor(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mezzotint.explain.blocks import Section, code_of, grey, heat, picture, pictures, table
-from mezzotint.explain.steps import DECODED, REACH, Scene, pixels
-from mezzotint.images import to_array
+from mezzotint.explain.steps import DECODED, Scene, pixels
+from mezzotint.images import to_array, to_image
 from mezzotint.models.vae import AutoencoderKL, Decoder
 
-ERROR_TOP = 0.25  # of a channel's range: the brightest colour of the loss map
+ERROR_TOP = 0.5  # of the 2 from black to white: the brightest colour of the loss map
 
 
 def latent_section(scene: Scene) -> Section:
@@ -25,15 +25,14 @@ def latent_section(scene: Scene) -> Section:
     back = system.decode(system.encode(image).mean).clamp(-1, 1)
     loss = (back - image).abs()
     psnr = 10 * math.log10(4 / max(float((back - image).square().mean()), 1e-12))
+    lost = float(loss.mean()) * 127.5
     channels = [
-        picture(grey(channel, REACH), f"channel {i + 1}", f"mean {float(channel.mean()):+.2f}, deviation {float(channel.std()):.2f}")
-        for i, channel in enumerate(latent[0])
-    ]  # fmt: skip
+        picture(grey(c), f"channel {i + 1}", f"mean {float(c.mean()):+.2f}, deviation {float(c.std()):.2f}")
+        for i, c in enumerate(latent[0])
+    ]
     small = _small(latent)
-    alone = [
-        picture(pixels(system, small * F.one_hot(torch.tensor(i), small.shape[1])[None, :, None, None]), f"only channel {i + 1}")
-        for i in range(small.shape[1])
-    ]  # fmt: skip
+    kept = torch.eye(small.shape[1])[:, None, :, None, None]  # one channel at a time
+    alone = [picture(pixels(system, small * one), f"only channel {i + 1}") for i, one in enumerate(kept)]
     ratio = image.numel() / latent.numel()
     rows = [
         ("picture", f"[3 {image.shape[2]} {image.shape[3]}]", f"{image.numel():,}"),
@@ -55,8 +54,8 @@ def latent_section(scene: Scene) -> Section:
             pictures(
                 [
                     picture(scene.image, "the picture"),
-                    picture(pixels(system, system.encode(image).mean), "after a round trip", f"PSNR {psnr:.1f} dB"),
-                    picture(heat(loss[0].mean(0), ERROR_TOP * 2), "what was lost", f"mean {float(loss.mean()) * 127.5:.1f} of 255"),
+                    picture(to_image(back[0].numpy()), "after a round trip", f"PSNR {psnr:.1f} dB"),
+                    picture(heat(loss[0].mean(0), ERROR_TOP), "what was lost", f"mean {lost:.1f} of 255"),
                 ],
                 "What the autoencoder loses",
                 side=192,

@@ -1,7 +1,7 @@
 """Noise → schedule → steps → guidance: how one latent became a picture, from what a `Watching` has seen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from mezzotint.explain.blocks import (
     Block,
     Section,
     code_of,
+    coloured,
     curves,
     grey,
     heat,
@@ -33,6 +34,7 @@ from mezzotint.explain.blocks import (
     slider,
     table,
     text,
+    three,
     uri,
 )
 from mezzotint.explain.watch import Activation, Moment, Watching
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
     from mezzotint.pipeline.system import System
 
 DECODED = 32 * 32  # positions of latents that are decoded at every step; larger ones are shown by a linear map
-REACH = 3.0  # deviations that grey pictures of latents reach
 CURVE_POINTS = 101
 COMPARED = ("karras", "trailing", "linspace", "exponential", "beta")  # spacings next to the chosen one
 SCALES = (0.5, 1.0, 1.5, 2.0)  # times the guidance that was asked for, next to none
@@ -80,8 +81,7 @@ class Scene:
 
 def pixels(system: "System", latent: Tensor) -> Image.Image:
     """A latent [1 c h w] through the decoder."""
-    unit = (system.decode(latent)[0].clamp(-1, 1) + 1) * 127.5
-    return Image.fromarray(unit.round().to(torch.uint8).permute(1, 2, 0).numpy())
+    return coloured(system.decode(latent)[0])
 
 
 def noise_section(scene: Scene) -> Section:
@@ -91,7 +91,7 @@ def noise_section(scene: Scene) -> Section:
     is_pure = scene.resolved.is_pure_noise
     noise = first.x / (scene.resolved.plan.initial_scale if is_pure else (1 + levels[0].sigma ** 2) ** 0.5)
     channels = [
-        picture(grey(channel, REACH), f"channel {i + 1}", f"mean {float(channel.mean()):+.2f}")
+        picture(grey(channel), f"channel {i + 1}", f"mean {float(channel.mean()):+.2f}")
         for i, channel in enumerate(noise[0])
     ]
     c, h, w = noise.shape[1:]
@@ -128,18 +128,24 @@ def schedule_section(scene: Scene) -> Section:
                 other = plan(scene.system.scheduler, steps, sampler=planned.sampler, spacing=name)
             except MezzotintError:  # this spacing has not so many levels
                 continue
-            lines.append(line(name, [(level.t, level.sigma) for level in other.levels if level.sigma > 0], has_dots=True))
+            lines.append(
+                line(name, [(level.t, level.sigma) for level in other.levels if level.sigma > 0], has_dots=True)
+            )
     signal = schedule.alphas_cumprod
     mixing = [
         line("signal sqrt(ᾱ)", [(t, float(signal[t]) ** 0.5) for t in trained]),
         line("noise sqrt(1 - ᾱ)", [(t, (1 - float(signal[t])) ** 0.5) for t in trained]),
     ]
     spacing = SPACINGS.get(str(planned.spacing))
-    listed = [(i, round(now.t, 1), round(now.sigma, 3), round(after.sigma, 3)) for i, (now, after) in enumerate(pairwise(levels))]
+    listed = [
+        (i, round(now.t, 1), round(now.sigma, 3), round(after.sigma, 3))
+        for i, (now, after) in enumerate(pairwise(levels))
+    ]
     return Section(
         id="schedule",
         title="A few of the thousand noise levels are visited",
-        lead=f"The model was trained at {len(schedule)} noise levels, from a little (t = 0) to almost nothing but noise "
+        lead=f"The model was trained at {len(schedule)} noise levels, from a little (t = 0) to almost nothing but "
+        "noise "
         f"(t = {len(schedule) - 1}). Each level is a weighted mean of picture and noise. Making a picture visits only "
         f"{len(levels) - 1} of them, from the noisiest down. Choosing which is called spacing.",
         formula="x_t = sqrt(ᾱ_t) * x0 + sqrt(1 - ᾱ_t) * noise,   sigma = sqrt((1 - ᾱ) / ᾱ)",
@@ -161,7 +167,7 @@ def schedule_section(scene: Scene) -> Section:
 
 def steps_section(scene: Scene) -> Section:
     """Section 5: the film, the words, the inside of the network."""
-    watching, request, system = scene.watching, scene.resolved.request, scene.system
+    watching, system = scene.watching, scene.system
     frames: list[Block] = []
     for moment in scene.moments:
         x, sigma = moment.query.x, moment.query.sigma
@@ -173,7 +179,7 @@ def steps_section(scene: Scene) -> Section:
             "ms": round(1000 * watching.seconds[step], 1),
             "x": uri(scene.look(x / (1 + sigma**2) ** 0.5)),
             "x0": uri(scene.look(moment.answer)),
-            "noise": uri(_three((x - moment.answer) / max(sigma, 1e-6))),
+            "noise": uri(three(((x - moment.answer) / max(sigma, 1e-6))[0])),
         }
         conditional = moment.x0.get("conditional")
         if conditional is not None and len(moment.x0) > 1:
@@ -195,7 +201,9 @@ def steps_section(scene: Scene) -> Section:
     }
     blocks = [block]
     if watching.maps is None or not watching.maps.by_layer:
-        blocks.append(text("This network has no cross-attention that could be looked at, so there are no maps of words."))
+        blocks.append(
+            text("This network has no cross-attention that could be looked at, so there are no maps of words.")
+        )
     if watching.activations:
         blocks.append(ladder_block(watching.activations))
     rows = len(scene.moments[0].x0)
@@ -208,8 +216,13 @@ def steps_section(scene: Scene) -> Section:
         f"it sees. Taking all of that away gives an estimate of the finished picture; the sampler ({info.title}) goes "
         "only part of the way there and asks again. Choose a step; point at a word to see where it acts, and at the "
         "picture to see which words act there.",
-        formula="x0 = c_skip(sigma) * x + c_out(sigma) * U-Net(c_in(sigma) * x, t, words);   maps = softmax(q k / sqrt(d))",
-        shapes=(f"x {list(x.shape)}", f"U-Net input [{rows} {x.shape[1]} {x.shape[2]} {x.shape[3]}]", *_scalings(scene)),
+        formula="x0 = c_skip(sigma) * x + c_out(sigma) * U-Net(c_in(sigma) * x, t, words);   maps = softmax(q k / "
+        "sqrt(d))",
+        shapes=(
+            f"x {list(x.shape)}",
+            f"U-Net input [{rows} {x.shape[1]} {x.shape[2]} {x.shape[3]}]",
+            *_scalings(scene),
+        ),
         ms=round(1000 * sum(watching.seconds.values()), 1),
         code=(
             code_of(SAMPLERS[scene.resolved.plan.sampler]),
@@ -234,10 +247,11 @@ def maps_block(maps: Maps) -> Block:
     by_step = torch.stack([maps.by_step[step].value for step in sorted(maps.by_step)])
     by_layer = torch.stack([mean.value for mean in maps.by_layer.values()])
     by_head = torch.cat([mean.value for mean in maps.by_head.values()])
+    sizes = [f"{maps.sizes[name].h}×{maps.sizes[name].w}" for name in maps.by_layer]
     return {
         "words": told_apart(maps.groups.names),
         "steps": _grouped(by_step),
-        "layers": {"names": list(maps.by_layer), **_grouped(by_layer)},
+        "layers": {"names": list(maps.by_layer), "sizes": sizes, **_grouped(by_layer)},
         "heads": {"counts": [len(mean.value) for mean in maps.by_head.values()], **_grouped(by_head)},
     }
 
@@ -350,7 +364,8 @@ def code_section(scene: Scene, spent: Sequence[tuple[str, float]]) -> Section:
         title="The code that ran",
         lead="Every section above quotes the lines that did its work; these tie them together. A sampler asks, a stage "
         "turns the question into rows for the network, the driver runs the network. Nothing else happens.",
-        formula="sampler: yields (x, sigma, t), is sent x0;   stage: yields rows, is sent their x0;   predict(rows) -> x0",
+        formula="sampler: yields (x, sigma, t), is sent x0;   stage: yields rows, is sent their x0;   predict(rows) "
+        "-> x0",
         code=(code_of(staged, "query ="), code_of(Predictor.__call__, "found"), code_of(Studio.finished, "made =", 1)),
         blocks=[
             {**table(("part", "ms", "share"), rows, "Where the time went"), "ms": total},
@@ -359,18 +374,6 @@ def code_section(scene: Scene, spent: Sequence[tuple[str, float]]) -> Section:
     )
 
 
-def _three(noise: Tensor) -> Image.Image:
-    """Channels 1, 2 and 3 of [1 c h w] as red, green and blue."""
-    shown = noise[0, :3] if noise.shape[1] >= 3 else noise[0, :1].expand(3, -1, -1)
-    unit = ((shown / REACH).clamp(-1, 1) + 1) * 127.5
-    return Image.fromarray(unit.round().to(torch.uint8).permute(1, 2, 0).numpy())
-
-
 def _spread(moments: Sequence[Moment], count: int) -> list[Moment]:
     places = sorted({round(i * (len(moments) - 1) / (count - 1)) for i in range(count)})
     return [moments[place] for place in places]
-
-
-def rerun(resolved: Resolved, **changes: object) -> Resolved:
-    """The resolved request with other fields."""
-    return replace(resolved, request=resolved.request.model_copy(update=changes))

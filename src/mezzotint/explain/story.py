@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple  # Any: JSON, and the fields o
 from PIL import Image
 
 from mezzotint.explain.attention import FullMaps, Maps, Shape
-from mezzotint.explain.blocks import Block, Section, uri
+from mezzotint.explain.blocks import Section, uri
 from mezzotint.explain.judge import judged_section
 from mezzotint.explain.latent import latent_section
 from mezzotint.explain.page import page, shown_in_notebook
@@ -25,10 +25,10 @@ from mezzotint.explain.steps import (
 from mezzotint.explain.watch import Watching, chosen
 from mezzotint.explain.words import numbers_section, read, tokens_section
 from mezzotint.images import write_file
-from mezzotint.pipeline.condition import told
+from mezzotint.pipeline.condition import Sides, told
 from mezzotint.pipeline.generate import Result, watched
 from mezzotint.pipeline.request import Request
-from mezzotint.pipeline.resolve import Resolved, resolve
+from mezzotint.pipeline.resolve import resolve
 
 if TYPE_CHECKING:
     from mezzotint.pipeline.system import System
@@ -78,6 +78,16 @@ class Story:
         return shown_in_notebook(self.html())
 
 
+class Made(NamedTuple):
+    """A picture made under a watch, its result as `generate` gives it, and what the networks were told."""
+
+    scene: Scene
+    result: Result
+    sides: Sides
+    text_ms: float
+    loop_ms: float
+
+
 class Told(NamedTuple):
     """A story, and the picture's result as `generate` gives it."""
 
@@ -101,21 +111,18 @@ def tell(system: "System", request: Request, full_maps: str | Path | None = None
 
     Raises: RequestError.
     """
-    resolved = resolve(system, request.model_copy(update={"count": 1}))
-    begun = perf_counter()
-    sides = told(system, resolved.request)
-    text_ms = 1000 * (perf_counter() - begun)
-    full = FullMaps(Path(full_maps)) if full_maps is not None else None
-    scene, result, loop_ms = _made(system, resolved, full)
+    picture = made(system, request, full_maps)
+    scene, sides = picture.scene, picture.sides
+    resolved = scene.resolved
     first, found = tokens_section(system, resolved.request)
     latent = latent_section(scene)
     network_ms = 1000 * sum(scene.watching.seconds.values())
     maps_ms = 1000 * (scene.watching.maps.seconds if scene.watching.maps is not None else 0.0)
     spent = [
-        ("text towers", text_ms),
+        ("text towers", picture.text_ms),
         ("U-Net", network_ms),
         ("decoder", latent.ms or 0.0),
-        ("everything else", max(0.0, loop_ms - network_ms - maps_ms - text_ms - (latent.ms or 0.0))),
+        ("everything else", max(0.0, picture.loop_ms - network_ms - maps_ms - picture.text_ms - (latent.ms or 0.0))),
         ("looking on (only here)", maps_ms),
     ]
     judged = judged_section(scene)
@@ -130,14 +137,22 @@ def tell(system: "System", request: Request, full_maps: str | Path | None = None
         *([judged] if judged is not None else []),
         code_section(scene, spent),
     ]
-    return Told(_bound(scene, sections), result)
+    return Told(_bound(scene, sections), picture.result)
 
 
-def _made(system: "System", resolved: Resolved, full: FullMaps | None) -> tuple[Scene, Result, float]:
-    """The picture, made under a watch, and the milliseconds from beginning to end."""
+def made(system: "System", request: Request, full_maps: str | Path | None = None) -> Made:
+    """The first picture of a request, made under a watch.
+
+    Raises: RequestError.
+    """
+    resolved = resolve(system, request.model_copy(update={"count": 1}))
+    begun = perf_counter()
+    sides = told(system, resolved.request)
+    text_ms = 1000 * (perf_counter() - begun)
     request, vae = resolved.request, system.vae
     steps = len(resolved.levels) - 1
     kept = frozenset(chosen(steps, FRAMES))
+    full = FullMaps(Path(full_maps)) if full_maps is not None else None
     maps = None
     if system.unet.config.context is not None:
         groups = read(request.prompt, system.tokenizers[0], system.text[0].config.positions).groups
@@ -153,9 +168,10 @@ def _made(system: "System", resolved: Resolved, full: FullMaps | None) -> tuple[
         running.close()
         if full is not None:
             full.close()
-    ms = 1000 * (perf_counter() - begun)
+    loop_ms = 1000 * (perf_counter() - begun)
     result = running.result
-    return Scene(system=system, resolved=resolved, watching=watching, image=result.images[0]), result, ms
+    scene = Scene(system=system, resolved=resolved, watching=watching, image=result.images[0])
+    return Made(scene, result, sides, text_ms, loop_ms)
 
 
 def _bound(scene: Scene, sections: Sequence[Section]) -> Story:
@@ -172,8 +188,3 @@ def _bound(scene: Scene, sections: Sequence[Section]) -> Story:
         sections=sections,
         image=scene.image,
     )
-
-
-def merged(blocks: Sequence[Block]) -> list[Block]:
-    """Blocks as a list, for sections that are put together from others."""
-    return list(blocks)

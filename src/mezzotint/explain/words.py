@@ -131,7 +131,9 @@ def numbers_section(system: "System", request: Request, found: Read, sides: Side
     if len(found.words) > 1:
         unit = F.normalize(vectors, dim=1)
         names = told_apart(found.words)
-        blocks.append(matrix(names, names, unit @ unit.T, "How alike the words have become (cosine)"))
+        alike = unit @ unit.T
+        low = min(0.9, float(alike.min()))
+        blocks.append(matrix(names, names, alike, "How alike the words have become (cosine)", low=low))
         changes = _without_each(system, request, found)
         if changes:
             items = [(word, change, f"{change:.3f}") for word, change in zip(names, changes, strict=False)]
@@ -146,7 +148,9 @@ def numbers_section(system: "System", request: Request, found: Read, sides: Side
         spread = SPREAD * float(row.std())
         blocks.append(strip(row.expand(6, -1), [""] * 6, f"The vector, {width} numbers: {what}", spread))
     towers = " and ".join(f"{tower.config.layers} layers of width {tower.config.width}" for tower in system.text)
-    said = "Besides, it is told one vector of everything that has no place in the picture." if vector is not None else ""
+    said = (
+        "Besides, it is told one vector of everything that has no place in the picture." if vector is not None else ""
+    )
     return Section(
         id="numbers",
         title="Tokens become numbers that know their neighbours",

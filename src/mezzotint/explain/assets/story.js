@@ -11,7 +11,7 @@ function h(tag, attributes = {}, ...children) {
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return node;
 }
 
@@ -66,9 +66,10 @@ const blocks = {
   },
 
   matrix: (block) => {
-    const unit = (value) => (value - (block.low + block.high) / 2) / ((block.high - block.low) / 2);
+    const span = block.high - block.low || 1;
+    const unit = (value) => (block.low < 0 ? value / Math.max(-block.low, block.high) : 0.06 + (0.9 * (value - block.low)) / span);
     const isLong = Math.max(...block.columns.map((c) => c.length)) > 8 && block.columns.length > 3;
-    const head = h("tr", {}, h("th", {}, ""), block.columns.map((c) => h("th", { class: isLong ? "tilted" : null }, h("span", {}, c))));
+    const head = h("tr", {}, h("th", {}, ""), block.columns.map((c) => h("th", { class: isLong ? "tilted" : null }, h("span", { title: c }, isLong && c.length > 18 ? `${c.slice(0, 17)}…` : c))));
     const rows = block.values.map((row, i) => h("tr", {}, h("th", { scope: "row" }, block.rows[i]),
       row.map((value, j) => h("td", {
         style: `background:${diverging(unit(value))}`, title: `${block.rows[i]} and ${block.columns[j]}: ${value}`,
@@ -78,23 +79,33 @@ const blocks = {
   },
 
   strip: (block) => {
+    // named rows are tall and labelled, the unnamed ones behind them thin
     const [rows, columns] = block.shape, data = bytes(block);
-    const canvas = h("canvas", { width: columns, height: rows, class: "strip", style: `height:${Math.max(56, rows * 5)}px`, role: "img", "aria-label": block.title });
-    const context = canvas.getContext("2d"), image = context.createImageData(columns, rows);
-    data.forEach((byte, i) => {
-      const unit = byte / 127.5 - 1, warm = unit > 0;
-      image.data.set(warm ? [242, 119, 38, unit * 255] : [66, 133, 244, -unit * 255], i * 4);
-    });
-    context.putImageData(image, 0, 0);
-    const said = h("output", { class: "note" }, "Point at a row. Orange is above zero, blue below.");
-    canvas.addEventListener("pointermove", (event) => {
-      const box = canvas.getBoundingClientRect();
-      const row = Math.min(rows - 1, Math.max(0, Math.floor((event.clientY - box.top) / box.height * rows)));
-      const column = Math.min(columns - 1, Math.max(0, Math.floor((event.clientX - box.left) / box.width * columns)));
-      const value = block.low + (data[row * columns + column] / 255) * (block.high - block.low);
-      said.textContent = `slot ${row} ${block.rows[row] ? `“${block.rows[row]}”` : ""}, number ${column}: ${value.toFixed(2)}`;
-    });
-    return h("figure", { class: "block" }, heading(block.title), canvas, said);
+    const said = h("output", { class: "note" }, "Each line is one token, each cell one number: orange above zero, blue below. Point at a cell.");
+    const named = block.rows.filter((name) => name && name !== "·").length || 0;
+    const part = (from, to, height) => {
+      const canvas = h("canvas", { width: columns, height: to - from, class: "strip", style: `height:${(to - from) * height}px`, role: "img", "aria-label": block.title });
+      const context = canvas.getContext("2d"), image = context.createImageData(columns, to - from);
+      for (let i = 0; i < (to - from) * columns; i++) {
+        const unit = data[from * columns + i] / 127.5 - 1;
+        image.data.set(unit > 0 ? [242, 119, 38, unit * 255] : [66, 133, 244, -unit * 255], i * 4);
+      }
+      context.putImageData(image, 0, 0);
+      canvas.addEventListener("pointermove", (event) => {
+        const box = canvas.getBoundingClientRect();
+        const row = from + Math.min(to - from - 1, Math.max(0, Math.floor(((event.clientY - box.top) / box.height) * (to - from))));
+        const column = Math.min(columns - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * columns)));
+        const value = block.low + (data[row * columns + column] / 255) * (block.high - block.low);
+        said.textContent = `slot ${row} ${row < named ? `“${block.rows[row]}”` : "(padding)"}, number ${column}: ${value.toFixed(2)}`;
+      });
+      return canvas;
+    };
+    const labels = (names, height) => h("div", { class: "labels" }, names.map((name) => h("span", { style: `height:${height}px` }, name)));
+    const tall = named > 24 ? 11 : 20;
+    const whole = h("div", { class: "strips" },
+      named ? [labels(block.rows.slice(0, named), tall), part(0, named, tall)] : null,
+      named < rows ? [labels([named ? "padding" : ""], (rows - named) * (named ? 2 : 9)), part(named, rows, named ? 2 : 9)] : null);
+    return h("figure", { class: "block" }, heading(block.title), whole, said);
   },
 
   histogram: (block) => {
@@ -212,6 +223,19 @@ function short(value) {
   return String(Number(value.toPrecision(3)));
 }
 
+function ticksOf(low, high, isLog) {
+  if (isLog) {
+    const powers = [];
+    for (let power = Math.ceil(low - 1e-9); power <= Math.floor(high + 1e-9); power++) powers.push(power);
+    if (powers.length >= 2) return powers;
+  }
+  const raw = (high - low) / 4, size = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * size).find((candidate) => candidate >= raw * 0.8);
+  const found = [];
+  for (let tick = Math.ceil(low / step - 1e-9); tick * step <= high + step * 1e-6; tick++) found.push(tick * step);
+  return found;
+}
+
 function curvesOf(block) {
   const width = wide(), height = width < 480 ? 240 : 280, left = 46, bottom = 36, top = 10, right = 12;
   const plain = block.lines.filter((line) => !line.dots || !block.chosen);
@@ -225,12 +249,11 @@ function curvesOf(block) {
   const x = (value) => left + ((value - ends.x[0]) / (ends.x[1] - ends.x[0])) * (width - left - right);
   const y = (value) => height - bottom - ((scaled(value) - ends.y[0]) / (ends.y[1] - ends.y[0])) * (height - bottom - top);
   const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "plot", role: "img", "aria-label": block.title });
-  for (let i = 0; i <= 4; i++) {
-    const across = ends.x[0] + ((ends.x[1] - ends.x[0]) * i) / 4;
-    const upRaw = ends.y[0] + ((ends.y[1] - ends.y[0]) * i) / 4, up = block.log ? 10 ** upRaw : upRaw;
-    svg.append(s("line", { x1: left, x2: width - right, y1: y(up), y2: y(up), class: "grid" }));
-    svg.append(textAt(left - 6, y(up) + 4, short(up), "end"), textAt(x(across), height - bottom + 16, short(across), "middle"));
+  for (const tick of ticksOf(...ends.y, block.log)) {
+    const up = block.log ? 10 ** tick : tick;
+    svg.append(s("line", { x1: left, x2: width - right, y1: y(up), y2: y(up), class: "grid" }), textAt(left - 6, y(up) + 4, short(up), "end"));
   }
+  for (const tick of ticksOf(...ends.x, false)) svg.append(textAt(x(tick), height - bottom + 16, short(tick), "middle"));
   svg.append(textAt((left + width - right) / 2, height - 4, block.x, "middle", "axis"));
   plain.forEach((line, i) => {
     const points = line.points.map((point) => `${x(point[0]).toFixed(1)},${y(point[1]).toFixed(1)}`).join(" ");
@@ -240,7 +263,8 @@ function curvesOf(block) {
   const legend = h("p", { class: "legend" }, plain.map((line, i) => h("span", { class: `key c${i % 6}` }, line.name)));
   const dots = s("g", {});
   svg.append(dots);
-  const parts = [heading(block.title), svg, legend];
+  const up = h("p", { class: "note" }, `↑ ${block.y}${block.log ? ", logarithmic" : ""}`);
+  const parts = [heading(block.title), up, svg, legend];
   if (options.length) {
     const said = h("output", {}, ""), range = h("input", { type: "range", min: 0, max: options.length - 1, value: 0, "aria-label": "spacing" });
     const show = () => {
@@ -252,15 +276,15 @@ function curvesOf(block) {
     show();
     parts.push(h("label", { class: "control" }, h("span", {}, "spacing"), range, said));
   }
-  return h("figure", { class: "block" }, parts, h("figcaption", { class: "note" }, `${block.y}${block.log ? ", logarithmic" : ""}`));
+  return h("figure", { class: "block" }, parts);
 }
 
 function mapCanvas(data, start, rows, columns, isOverlay) {
   const canvas = h("canvas", { width: columns, height: rows });
   const context = canvas.getContext("2d"), image = context.createImageData(columns, rows);
   for (let i = 0; i < rows * columns; i++) {
-    const unit = data[start + i] / 255, [r, g, b] = mix(0.12 + 0.88 * unit);
-    image.data.set([r, g, b, isOverlay ? 60 + 180 * unit : 255], i * 4);
+    const unit = data[start + i] / 255, [r, g, b] = mix(isOverlay ? 0.25 + 0.75 * unit : unit);
+    image.data.set([r, g, b, isOverlay ? 235 * Math.min(1, 1.4 * unit) : 255], i * 4);
   }
   context.putImageData(image, 0, 0);
   return canvas;
@@ -287,23 +311,37 @@ function stepsOf(block) {
   const ranking = h("div", { class: "ranking" }, maps ? h("p", { class: "note" }, "Point at the picture: which words act there?") : null);
   const details = h("div", { class: "layers" });
 
+  const averaged = h("input", { type: "checkbox", onchange: () => draw() });
+  const meanMap = (group) => {
+    // the mean over steps, its own brightest place at full strength
+    const [count, groups, rows, columns] = maps.steps.shape, size = rows * columns, total = new Float32Array(size);
+    for (let step = 0; step < count; step++) for (let i = 0; i < size; i++) total[i] += held.steps[(step * groups + group) * size + i];
+    const most = Math.max(...total, 1e-9);
+    return total.map((value) => (255 * value) / most);
+  };
+
   const at = () => Number(range.value);
   const show = () => {
     const frame = frames[at()];
     picture.src = frame.x0;
     for (const [name, node] of Object.entries(thumbs)) if (node && frame[name]) node.src = frame[name];
     said.textContent = `step ${frame.step + 1}: sigma ${short(frame.sigma)}, t ${frame.t}, ${frame.ms} ms`;
-    film.querySelectorAll("button").forEach((button, i) => button.setAttribute("aria-pressed", i === at()));
+    film.querySelectorAll("button").forEach((button, i) => {
+      button.setAttribute("aria-pressed", i === at());
+      if (i === at()) film.scrollLeft = button.offsetLeft - film.offsetLeft - film.clientWidth / 2 + button.clientWidth / 2;
+    });
     draw();
   };
   const draw = () => {
     if (word === null) {
+      stage.classList.remove("dimmed");
       overlay.hidden = true;
       return;
     }
     const [, groups, rows, columns] = maps.steps.shape, size = rows * columns;
-    const small = mapCanvas(held.steps, (at() * groups + word) * size, rows, columns, true);
+    const small = averaged.checked ? mapCanvas(meanMap(word), 0, rows, columns, true) : mapCanvas(held.steps, (at() * groups + word) * size, rows, columns, true);
     overlay.hidden = false;
+    stage.classList.add("dimmed");
     overlay.width = columns * 8;
     overlay.height = rows * 8;
     const context = overlay.getContext("2d");
@@ -341,7 +379,7 @@ function stepsOf(block) {
           return h("figure", { class: "picture" }, one, h("figcaption", {}, `head ${head + 1}`));
         });
         row.replaceChildren(h("h3", {}, `The ${heads.counts[layer]} heads of ${layers.names[layer]}`), h("div", { class: "row tight" }, drawn));
-      } }, canvas, h("small", {}, layers.names[layer].replace(/\.?(attn|blocks|layers)\.?/g, ".").replace(/\.+/g, ".").replace(/\.$/, "")));
+      } }, canvas, h("small", {}, layers.names[layer].replace(/\.?(attn|blocks|layers)\.?/g, ".").replace(/\.+/g, ".").replace(/\.$/, "")), h("small", {}, layers.sizes[layer]));
       return button;
     });
     const row = h("div", { class: "heads" }, h("p", { class: "note" }, "Click a layer to see its heads."));
@@ -410,7 +448,7 @@ function stepsOf(block) {
     h("h3", {}, "The estimate of the finished picture at each step"),
     h("div", { class: "theatre" },
       h("div", {}, stage, h("div", { class: "control" }, play, range), said),
-      h("div", { class: "beside" }, maps ? h("div", {}, h("h3", {}, "Where each word acts"), chips) : null, maps ? ranking : null, side)),
+      h("div", { class: "beside" }, maps ? h("div", {}, h("h3", {}, "Where each word acts"), chips, h("label", { class: "check" }, averaged, " mean over all steps")) : null, maps ? ranking : null, side)),
     h("h3", {}, "The film: what goes in (above), what the network expects to come out (below)"), film,
     h("p", { class: "note" }, block.how), maps ? details : null);
   show();
@@ -436,7 +474,7 @@ function sectionOf(section, number, total) {
       section.shapes.length || section.ms !== null ? h("p", { class: "facts" },
         section.shapes.map((shape) => h("span", { class: "fact" }, shape)),
         section.ms === null ? null : h("span", { class: "fact time" }, `${section.ms} ms`)) : null,
-      code.length ? h("details", { class: "fold", open: section.id === "code" ? "" : null }, h("summary", {}, `The ${lines} lines that did this`), code) : null));
+      code.length ? h("details", { class: "fold", open: section.id === "code" ? "" : null }, h("summary", {}, lines === 1 ? "The line that did this" : `The ${lines} lines that did this`), code) : null));
 }
 
 function renderStory(root, story) {
