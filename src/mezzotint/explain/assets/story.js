@@ -232,7 +232,7 @@ function ticksOf(low, high, isLog) {
   const raw = (high - low) / 4, size = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((factor) => factor * size).find((candidate) => candidate >= raw * 0.8);
   const found = [];
-  for (let tick = Math.ceil(low / step - 1e-9); tick * step <= high + step * 1e-6; tick++) found.push(tick * step);
+  for (let tick = Math.ceil(low / step - 1e-9); tick * step <= high + step * 0.02; tick++) found.push(tick * step);
   return found;
 }
 
@@ -253,7 +253,8 @@ function curvesOf(block) {
     const up = block.log ? 10 ** tick : tick;
     svg.append(s("line", { x1: left, x2: width - right, y1: y(up), y2: y(up), class: "grid" }), textAt(left - 6, y(up) + 4, short(up), "end"));
   }
-  for (const tick of ticksOf(...ends.x, false)) svg.append(textAt(x(tick), height - bottom + 16, short(tick), "middle"));
+  const isWhole = xs.every(Number.isInteger);
+  for (const tick of ticksOf(...ends.x, false).filter((tick) => !isWhole || Number.isInteger(tick))) svg.append(textAt(x(tick), height - bottom + 16, short(tick), "middle"));
   svg.append(textAt((left + width - right) / 2, height - 4, block.x, "middle", "axis"));
   plain.forEach((line, i) => {
     const points = line.points.map((point) => `${x(point[0]).toFixed(1)},${y(point[1]).toFixed(1)}`).join(" ");
