@@ -144,9 +144,9 @@ def cross_attention(unet: nn.Module) -> dict[str, Attention]:
     """The layers that look at the prompt, by name, in the order in which they run."""
     named = cast("Iterable[tuple[str, nn.Module]]", unet.named_modules())  # torch leaves it partly untyped
     return {
-        name.removesuffix(".cross_attention"): module
+        name.rpartition(".")[0]: module
         for name, module in named
-        if name.endswith(".cross_attention") and isinstance(module, Attention)
+        if name.rpartition(".")[2] == "cross_attention" and isinstance(module, Attention)
     }
 
 

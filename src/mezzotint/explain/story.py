@@ -112,8 +112,7 @@ def tell(system: "System", request: Request, full_maps: str | Path | None = None
     Raises: RequestError.
     """
     picture = made(system, request, full_maps)
-    scene, sides = picture.scene, picture.sides
-    resolved = scene.resolved
+    scene, resolved = picture.scene, picture.scene.resolved
     first, found = tokens_section(system, resolved.request)
     latent = latent_section(scene)
     network_ms = 1000 * sum(scene.watching.seconds.values())
@@ -128,7 +127,7 @@ def tell(system: "System", request: Request, full_maps: str | Path | None = None
     judged = judged_section(scene)
     sections = [
         first,
-        numbers_section(system, resolved.request, found, sides),
+        numbers_section(system, resolved.request, found, scene.watching.told or picture.sides.conditional),
         noise_section(scene),
         schedule_section(scene),
         steps_section(scene),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mezzotint.diffusion.sampling import Query, Row, Stage
 from mezzotint.explain.attention import Maps, cross_attention
-from mezzotint.models.unet import UNet
+from mezzotint.models.unet import Conditioning, UNet
 from mezzotint.pipeline.drive import Network
 
 ATTENTION, ACTIVATIONS = "attention", "activations"  # what a row may want
@@ -54,6 +54,7 @@ class Watching:
     seconds: dict[int, float] = field(default_factory=dict[int, float])  # in the network, per step
     activations: list[Activation] = field(default_factory=list[Activation])
     evaluations: int = 0
+    told: Conditioning | None = None  # what the first conditional row said besides x and t
     _step: int = 0
     _first: dict[str, int] = field(default_factory=dict[str, int])  # of each network, its first step
     _spent: float = 0.0
@@ -66,6 +67,9 @@ class Watching:
             self._step, self._spent = first + query.step, 0.0
             asked, slots = stage(query), dict[str, Tensor]()
             rows = next(asked)
+            told = next((row.conditioning for row in rows if row.slot == "conditional"), None)
+            if self.told is None and isinstance(told, Conditioning):
+                self.told = told
             while True:
                 x0 = yield [row._replace(wants=row.wants | self._wants()) for row in rows]
                 slots |= {row.slot: answer for row, answer in zip(rows, x0, strict=True)}

@@ -14,8 +14,7 @@ from mezzotint.explain.attention import Groups
 from mezzotint.explain.blocks import Block, Section, bars, code_of, matrix, strip, table, text
 from mezzotint.models.attention import Attention
 from mezzotint.models.clip import TextTower
-from mezzotint.models.unet import sized_vector
-from mezzotint.pipeline.condition import Sides
+from mezzotint.models.unet import Conditioning, sized_vector
 from mezzotint.pipeline.request import Request
 from mezzotint.prompts.encode import encode_chunks, encode_prompt
 from mezzotint.prompts.tokenizer import Tokenizer
@@ -115,12 +114,12 @@ def tokens_section(system: "System", request: Request) -> tuple[Section, Read]:
 
 
 @torch.no_grad()
-def numbers_section(system: "System", request: Request, found: Read, sides: Sides) -> Section:
+def numbers_section(system: "System", request: Request, found: Read, told: Conditioning) -> Section:
     """Section 2: the states of the text towers."""
     begun = perf_counter()
     encode_prompt(request.prompt, system.text, system.tokenizers, system.rules, clip_skip=request.clip_skip)
     ms = round(1000 * (perf_counter() - begun), 1)
-    context = sides.conditional.context
+    context = told.context
     assert context is not None  # every model of the family is told text
     states = context[0].float().cpu()[: found.slots]  # [n d]
     rows = [token.piece for token in found.tokens] + ["·"] * (found.slots - len(found.tokens))
@@ -139,7 +138,7 @@ def numbers_section(system: "System", request: Request, found: Read, sides: Side
             items = [(word, change, f"{change:.3f}") for word, change in zip(names, changes, strict=False)]
             blocks.append(bars(items, "How much the whole prompt changes when one word is left out (1 - cosine)"))
     shapes = [f"context {list(context.shape)}"]
-    vector = sides.conditional.vector
+    vector = told.vector
     if vector is not None:
         shapes.append(f"vector {list(vector.shape)}")
         what = "the pooled text and a sinusoid of every size" if request.reference is None else "the noisy embedding"
