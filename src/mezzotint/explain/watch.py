@@ -124,27 +124,22 @@ def parts(unet: UNet) -> list[tuple[str, nn.Module]]:
 
 @contextmanager
 def seen(unet: UNet, into: list[Activation], place: int) -> Generator[None]:
-    """Within it, a call of the U-Net leaves shape, time and strength of every part, for one row of the batch."""
-    begun: dict[str, float] = {}
+    """Within it, a call of the U-Net leaves shape, time and strength of every part, for one row of the batch.
 
-    def before(name: str, part: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        begun[name] = perf_counter()
+    Parts run one after another, so that the time of each is the time since the one before. Fast kernels may compute
+    rows that cannot differ yet only once.
+    """
+    marks = [perf_counter()]
 
     def after(name: str, part: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        seconds = perf_counter() - begun[name]
-        one = output[place].detach().float()
+        seconds = perf_counter() - marks[-1]
+        one = output[min(place, len(output) - 1)].detach().float()
         size = (min(MAP_SIDE, one.shape[-2]), min(MAP_SIDE, one.shape[-1]))
         picture = F.adaptive_avg_pool2d(one.abs().mean(0)[None], size)[0].cpu()
         into.append(Activation(name, tuple(one.shape), seconds, float(one.abs().mean()), picture))
+        marks.append(perf_counter())
 
-    hooks = [
-        hook
-        for name, part in parts(unet)
-        for hook in (
-            part.register_forward_pre_hook(partial(before, name)),
-            part.register_forward_hook(partial(after, name)),
-        )
-    ]
+    hooks = [part.register_forward_hook(partial(after, name)) for name, part in parts(unet)]
     try:
         yield
     finally:
