@@ -148,9 +148,8 @@ def _distance_section(one: Scene, two: Scene, names: tuple[str, str]) -> Section
     return Section(
         id="distance",
         title="When do they part?",
-        lead="The first step starts from the same place (unless the noise levels differ); from then on each goes its "
-        "own "
-        "way. Where the curve rises, the difference that matters is made.",
+        lead="The first step starts from the same place (unless the noise levels differ); from then on each goes "
+        "its own way. Where the curve rises, the difference that matters is made.",
         formula="distance = sqrt(mean((x0_A - x0_B)²))",
         blocks=blocks,
     )

@@ -72,11 +72,10 @@ def sections_of(part: UNetPart, run: Run) -> list[Section]:
         Section(
             id="examples",
             title="Pictures become latents, captions become numbers",
-            lead=f"A step takes {len(batch.samples)} pictures with captions. The frozen autoencoder turns each into a "
-            f"latent, the frozen text tower its caption into rows of numbers. One caption in "
+            lead=f"A step takes {len(batch.samples)} pictures with captions. The frozen autoencoder turns each into "
+            "a latent, the frozen text tower its caption into rows of numbers. One caption in "
             f"{_one_in(diffusion.proportion_empty_prompts)} is dropped on purpose, so that the network also learns "
-            "what "
-            f"it looks like without words: guidance needs both. Here {dropped} of {len(batch.samples)} are.",
+            f"what it looks like without words: guidance needs both. Here {dropped} of {len(batch.samples)} are.",
             formula="latent = mean + deviation * noise   (drawn anew every time a picture is seen)",
             shapes=(f"pictures [{len(batch.samples)} 3 {part.size} {part.size}]", f"latents {list(latent.shape)}"),
             code=(code_of(UNetPart.drawn, "moments =", 2),),
@@ -131,8 +130,7 @@ def _noising_section(part: UNetPart, schedule: NoiseSchedule, latent: Tensor, sh
         id="noising",
         title="Noise is mixed in",
         lead="For every latent a training step t is drawn, and noise. The example is a weighted mean of both: the "
-        "smaller "
-        "t, the less noise. Nothing is done step by step here; any t is reached at once.",
+        "smaller t, the less noise. Nothing is done step by step here; any t is reached at once.",
         formula="x_t = sqrt(ᾱ_t) * x0 + sqrt(1 - ᾱ_t) * noise",
         shapes=(f"t {[int(t) for t in shown.t[:8]]}{'…' if len(shown.t) > 8 else ''}", f"x {list(shown.x.shape)}"),
         code=(code_of(examples, "t = timesteps", 3), code_of(NoiseSchedule.add_noise, "signal, spread", 2)),
@@ -173,9 +171,9 @@ def _target_section(
         id="target",
         title="What it should say, what it says",
         lead="The network is asked for one thing: the noise (epsilon), or the velocity v, a mixture of noise and "
-        "picture "
-        f"that says something even where there is nothing but noise. This recipe trains {own}. The loss is the mean of "
-        "the squared differences. Latents and targets are shown as three of their channels in red, green and blue.",
+        f"picture that says something even where there is nothing but noise. This recipe trains {own}. The loss is "
+        "the mean of the squared differences. Latents and targets are shown as three of their channels in red, "
+        "green and blue.",
         formula="epsilon: noise;   v: sqrt(ᾱ) * noise - sqrt(1 - ᾱ) * x0;   loss = mean((output - target)²) * weight",
         shapes=(f"output {list(answer.output.shape)}", f"loss {float(loss.mean()):.5f}"),
         ms=ms,
@@ -227,10 +225,9 @@ def _curve_section(
     return Section(
         id="curve",
         title="Easy and hard levels",
-        lead="The same pictures and the same noise at every level. Where there is little noise, the noise is hard to "
-        "see "
-        "and the picture easy; where there is nothing else, the other way round. Objectives and weights only choose "
-        "which of these errors count most.",
+        lead="The same pictures and the same noise at every level. Where there is little noise, the noise is hard "
+        "to see and the picture easy; where there is nothing else, the other way round. Objectives and weights only "
+        "choose which of these errors count most.",
         formula="|noise error|² = SNR * |x0 error|²;   |v error|² = (SNR + 1) * |x0 error|²",
         shapes=(f"{CURVE} levels x {len(latent)} examples",),
         code=(code_of(NoiseSchedule.coefficients, "dtype =", 4),),

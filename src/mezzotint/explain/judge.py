@@ -74,9 +74,9 @@ def judged_section(scene: Scene) -> Section | None:
     return Section(
         id="judged",
         title="Does it match the words?",
-        lead="Another CLIP, which had no part in making this picture, turns pictures and texts into arrows; the more "
-        "two "
-        f"arrows point the same way, the better they match. CLIP score of this picture and its prompt: {score:.3f}.",
+        lead="Another CLIP, which had no part in making this picture, turns pictures and texts into arrows; the "
+        "more two arrows point the same way, the better they match. CLIP score of this picture and its prompt: "
+        f"{score:.3f}.",
         formula="CLIP score = w * max(cos(picture, text), 0),   w = 2.5",
         shapes=(f"pictures [{len(looks)} {features.shape[1]}]", f"texts [{len(texts)} {features.shape[1]}]"),
         ms=ms,

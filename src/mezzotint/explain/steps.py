@@ -145,9 +145,8 @@ def schedule_section(scene: Scene) -> Section:
         id="schedule",
         title="A few of the thousand noise levels are visited",
         lead=f"The model was trained at {len(schedule)} noise levels, from a little (t = 0) to almost nothing but "
-        "noise "
-        f"(t = {len(schedule) - 1}). Each level is a weighted mean of picture and noise. Making a picture visits only "
-        f"{len(levels) - 1} of them, from the noisiest down. Choosing which is called spacing.",
+        f"noise (t = {len(schedule) - 1}). Each level is a weighted mean of picture and noise. Making a picture "
+        f"visits only {len(levels) - 1} of them, from the noisiest down. Choosing which is called spacing.",
         formula="x_t = sqrt(ᾱ_t) * x0 + sqrt(1 - ᾱ_t) * noise,   sigma = sqrt((1 - ᾱ) / ᾱ)",
         shapes=(f"levels [{len(levels)}] of (sigma, t)",),
         code=(

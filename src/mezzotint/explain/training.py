@@ -130,9 +130,8 @@ def _step_section(run: Run, player: str) -> Section:
         id="step",
         title="One step downhill",
         lead=f"The loss is one number; its gradient says for each of the {size:,} weights which way to move. AdamW "
-        "moves "
-        f"them a little. The same examples after the step: loss {taken.before:.5f} → {taken.after:.5f}. Then come the "
-        "next examples, thousands of times.",
+        f"moves them a little. The same examples after the step: loss {taken.before:.5f} → {taken.after:.5f}. Then "
+        "come the next examples, thousands of times.",
         formula="weights -= rate * m / (sqrt(v) + eps);   m, v: running means of the gradient and of its square",
         shapes=(f"step {step} → {run.step}", f"{size:,} weights"),
         ms=taken.ms,
@@ -176,8 +175,7 @@ def _clip_sections(part: ClipPart, run: Run) -> list[Section]:
             id="examples",
             title="Pictures and what is said of them",
             lead=f"A step takes {len(batch.samples)} pictures, each with one of its captions. Nobody says what is in "
-            "them: "
-            "all that is known is which caption belongs to which picture.",
+            "them: all that is known is which caption belongs to which picture.",
             shapes=(f"pictures [{len(batch.samples)} 3 {part.size} {part.size}]",),
             blocks=[pictures(seen, "Some of them", side=96)],
         ),
@@ -226,8 +224,7 @@ def _autoencoder_sections(part: AutoencoderPart, run: Run) -> list[Section]:
             id="examples",
             title="Pictures become a cloud of latents",
             lead="The encoder answers with a mean and a deviation for every number of the latent; the latent is "
-            "drawn from "
-            "this cloud, so that neighbours mean neighbouring pictures.",
+            "drawn from this cloud, so that neighbours mean neighbouring pictures.",
             formula="latent = mean + deviation * noise",
             shapes=(f"pictures {list(image.shape)}", f"latents {list(mean.shape)}"),
             code=(code_of(AutoencoderKL.encode),),
@@ -240,9 +237,9 @@ def _autoencoder_sections(part: AutoencoderPart, run: Run) -> list[Section]:
         Section(
             id="loss",
             title="What comes back, what is lost",
-            lead="The decoder paints the picture again. The loss adds the differences of pixels at several sizes and "
-            "of "
-            f"edges, and a little for clouds that are not near the unit Gaussian. Here: {float(loss.total):.5f}.",
+            lead="The decoder paints the picture again. The loss adds the differences of pixels at several sizes "
+            "and of edges, and a little for clouds that are not near the unit Gaussian. Here: "
+            f"{float(loss.total):.5f}.",
             formula="loss = |pixels| + w_edges * |edges| + w_kl * KL(cloud, N(0, 1))",
             shapes=(f"decoded {list(back.shape)}",),
             ms=ms,
