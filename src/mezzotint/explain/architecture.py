@@ -9,7 +9,7 @@ Letters: h w rows and columns of the latent at a level.
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -132,11 +132,9 @@ def described(
     """The architecture that these configs make, at pictures of `size`, width and height."""
     width, height = size
     h, w = height // vae.factor, width // vae.factor
-    with torch.device("meta"):
-        built = UNet(unet)
-    pieces, flops = _pieces(built, h, w)
+    pieces, flops = _pieces(unet, h, w)
     rows = _rows(unet, pieces)
-    parameters = count(built)
+    parameters = sum(piece.parameters for piece in pieces)
     return Architecture(
         name=name,
         title=title,
@@ -156,10 +154,11 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _pieces(unet: UNet, h: int, w: int) -> tuple[tuple[Piece, ...], int]:
+@lru_cache
+def _pieces(config: UNetConfig, h: int, w: int) -> tuple[tuple[Piece, ...], int]:
     """Every part with size and operations, first what words and level are turned into; and all operations."""
-    config = unet.config
     with torch.device("meta"):
+        unet = UNet(config)
         x, t = torch.empty(1, config.in_channels, h, w), torch.empty(1)
         told = Conditioning(
             context=None if config.context is None else torch.empty(1, TOKENS, config.context),
@@ -299,16 +298,17 @@ def _facts(
         "objective": objective,
         "text towers": "; ".join(f"{t.layers} x {t.width}, {_millions(t)}" for t in text) or "none",
         "image tower": f"{image.layers} x {image.width}, {_millions(image)}" if image else "none",
-        "autoencoder": f"f{vae.factor}, {count(_empty(vae)):,}",
+        "autoencoder": f"f{vae.factor}, {_size(vae):,}",
         "U-Net parameters": f"{parameters:,}",
         "GFLOP an evaluation": f"{flops / 1e9:,.1f}",
     }
 
 
-def _empty(config: TextConfig | ImageConfig | VAEConfig) -> nn.Module:
+@lru_cache
+def _size(config: TextConfig | ImageConfig | VAEConfig) -> int:
     with torch.device("meta"):
-        return network(config)
+        return count(network(config))
 
 
 def _millions(config: TextConfig | ImageConfig) -> str:
-    return f"{count(_empty(config)) / 1e6:,.2f} M"
+    return f"{_size(config) / 1e6:,.2f} M"
