@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple  # Any: JSON, and the fields o
 from PIL import Image
 
 from mezzotint.explain.attention import FullMaps, Maps, Shape
-from mezzotint.explain.blocks import Section, uri
+from mezzotint.explain.blocks import Block, Section, three, uri
 from mezzotint.explain.judge import judged_section
 from mezzotint.explain.latent import latent_section
 from mezzotint.explain.page import page, shown_in_notebook
@@ -23,7 +23,7 @@ from mezzotint.explain.steps import (
     steps_section,
 )
 from mezzotint.explain.watch import Watching, chosen
-from mezzotint.explain.words import numbers_section, read, tokens_section
+from mezzotint.explain.words import Read, numbers_section, read, tokens_section
 from mezzotint.images import write_file
 from mezzotint.pipeline.condition import Sides, told
 from mezzotint.pipeline.generate import Result, watched
@@ -46,6 +46,7 @@ class Story:
     sections: Sequence[Section]
     facts: Sequence[tuple[str, str]] = ()
     image: Image.Image | None = None
+    flow: Block | None = None  # the whole in one drawing
     kind: str = "picture"
 
     def to_json(self) -> dict[str, Any]:  # Any: JSON
@@ -57,6 +58,7 @@ class Story:
             "subtitle": self.subtitle,
             "facts": [list(fact) for fact in self.facts],
             "image": None if self.image is None else uri(self.image),
+            "flow": self.flow,
             "sections": [section.to_json() for section in self.sections],
         }
 
@@ -186,4 +188,25 @@ def _bound(scene: Scene, sections: Sequence[Section]) -> Story:
         facts=facts,
         sections=sections,
         image=scene.image,
+        flow=_flow(scene, read(request.prompt, scene.system.tokenizers[0], scene.system.text[0].config.positions)),
     )
+
+
+def _flow(scene: Scene, found: Read) -> Block:
+    """What the drawing on top says of this picture."""
+    request, told, first = scene.resolved.request, scene.watching.told, scene.moments[0].query
+    context = None if told is None or told.context is None else list(told.context.shape[1:])
+    latent = scene.moments[-1].answer
+    return {
+        "tokens": len(found.tokens),
+        "slots": found.slots,
+        "context": "" if context is None else f"{context[0]} × {context[1]} numbers",
+        "seed": request.seed,
+        "noise": uri(three(first.x[0] / (1 + first.sigma**2) ** 0.5)),
+        "steps": len(scene.resolved.levels) - 1,
+        "guidance": request.guidance,
+        "shape": " × ".join(map(str, latent.shape[1:])),
+        "latent": uri(three(latent[0])),
+        "picture": uri(scene.image),
+        "size": f"{request.width} × {request.height}",
+    }

@@ -456,13 +456,28 @@ function stepsOf(block) {
   return whole;
 }
 
+// the whole in one picture: each box leads to its section
+function flowOf(flow) {
+  const node = (to, name, children, more = "") => h("a", { href: `#${to}`, class: `node ${more}` }, h("b", {}, name), children);
+  const arrow = (more = "") => h("span", { class: `arrow ${more}`, "aria-hidden": "true" }, "→");
+  const image = (src, alt) => h("img", { src, alt, class: "pixel" });
+  return h("div", { class: "whole", role: "group", "aria-label": "From words to picture" },
+    node("tokens", "words", h("small", {}, `${flow.tokens} tokens of ${flow.slots}`), "words"), arrow("a1"),
+    node("numbers", "text tower", h("small", {}, flow.context), "tower"), arrow("a2"),
+    node("noise", "noise", [image(flow.noise, "the seed's noise"), h("small", {}, `seed ${flow.seed}`)], "noise"), arrow("a3"),
+    node("steps", "U-Net", [h("span", { class: "loop" }, `${flow.steps} steps ↻`), h("small", {}, `takes noise away, guided × ${flow.guidance}`)], "unet"), arrow("a4"),
+    node("latent", "latent", [image(flow.latent, "the last latent"), h("small", {}, flow.shape)], "latent"), arrow("a5"),
+    node("latent", "decoder", h("small", {}, "paints the pixels"), "decoder"), arrow("a6"),
+    node("judged", "picture", [image(flow.picture, "the picture"), h("small", {}, flow.size)], "result"));
+}
+
 function drawn(block) {
   const draw = blocks[block.kind];
   if (!draw) throw new Error(`no block of kind ${block.kind}`);
   return draw(block);
 }
 
-function sectionOf(section, number, total) {
+function sectionOf(section, number) {
   const code = section.code.map((part) => h("div", { class: "code" },
     h("div", { class: "where" }, `${part.file}:${part.line}`), h("pre", {}, h("code", {}, part.text))));
   const lines = section.code.reduce((sum, part) => sum + part.text.split("\n").length, 0);
@@ -481,13 +496,17 @@ function sectionOf(section, number, total) {
 function renderStory(root, story) {
   const flow = h("nav", { class: "flow", "aria-label": "sections" }, story.sections.map((section, i) =>
     h("a", { href: `#${section.id}` }, h("span", { class: "count" }, String(i + 1)), section.title)));
-  root.replaceChildren(
+  const known = new Set(story.sections.map((section) => section.id));
+  const whole = story.flow ? flowOf(story.flow) : null;
+  if (whole) for (const link of whole.querySelectorAll("a")) if (!known.has(link.hash.slice(1))) link.href = "#latent";
+  const parts = [
     h("header", { class: "top" },
       story.image ? h("img", { src: story.image, alt: story.title, class: "pixel cover" }) : null,
       h("div", {}, h("p", { class: "kicker" }, story.subtitle), h("h1", {}, story.title),
         h("p", { class: "facts" }, story.facts.map(([name, value]) => h("span", { class: "fact" }, h("small", {}, name), ` ${value}`))))),
-    flow,
-    ...story.sections.map((section, i) => sectionOf(section, i + 1, story.sections.length)));
+    whole, flow,
+    ...story.sections.map((section, i) => sectionOf(section, i + 1))];
+  root.replaceChildren(...parts.filter(Boolean));
 }
 
 renderStory(document.getElementById("story"), JSON.parse(document.getElementById("data").textContent));
