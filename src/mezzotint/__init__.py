@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mezzotint.errors import CheckpointError, ConfigError, MezzotintError, RequestError
+    from mezzotint.evaluation.evaluate import Evaluation, evaluate
+    from mezzotint.evaluation.spec import EvaluationSpec
     from mezzotint.explain.story import Story, explain
     from mezzotint.pipeline.generate import Result, generate, replay, stream
     from mezzotint.pipeline.request import Progress, Request
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "Evaluation",
+    "EvaluationSpec",
     "MezzotintError",
     "Progress",
     "Request",
@@ -27,6 +31,7 @@ __all__ = [
     "Result",
     "Story",
     "System",
+    "evaluate",
     "explain",
     "generate",
     "load",
@@ -37,6 +42,8 @@ __all__ = [
 _HOME = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
+    "Evaluation": "evaluation.evaluate",
+    "EvaluationSpec": "evaluation.spec",
     "MezzotintError": "errors",
     "Progress": "pipeline.request",
     "Request": "pipeline.request",
@@ -44,6 +51,7 @@ _HOME = {
     "Result": "pipeline.generate",
     "Story": "explain.story",
     "System": "pipeline.system",
+    "evaluate": "evaluation.evaluate",
     "explain": "explain.story",
     "generate": "pipeline.generate",
     "load": "pipeline.system",

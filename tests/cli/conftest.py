@@ -86,6 +86,16 @@ def finished_run(folder: Path) -> None:
         (pictures / f"{name}.txt").write_text(f"a {name}")
 
 
+def drawn_pictures(folder: Path, count: int) -> None:
+    """Captioned pictures to be measured, all different."""
+    folder.mkdir()
+    for i in range(count):
+        picture = Image.new("RGB", (32, 32), (30 * i, 200 - 20 * i, 10 * count))
+        ImageDraw.Draw(picture).ellipse((4, 4, 12 + 2 * i, 28), fill=(250, 20 * i, 90))
+        picture.save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a disc, number {i}\n")
+
+
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that every test gets a copy of."""
@@ -99,6 +109,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask = Image.new("L", photo.size)
     ImageDraw.Draw(mask).rectangle((40, 16, 60, 40), fill=255)
     mask.save(folder / "mask.png")
+    for name, count in (("pictures", 6), ("reference", 8)):
+        drawn_pictures(folder / name, count)
     (folder / "prompts.txt").write_text("# one prompt per line\na red fox\n\na blue bird\n")
     return folder
 

@@ -15,7 +15,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from mezzotint.evaluation.accuracy import picture_features, text_features
+from mezzotint.evaluation.accuracy import picture_features
+from mezzotint.evaluation.clip_score import WEIGHT, cosines, read_texts
 from mezzotint.explain.blocks import Section, code_of, curves, line, matrix, picture, pictures
 from mezzotint.explain.steps import Scene
 from mezzotint.explain.watch import chosen
@@ -27,7 +28,6 @@ from mezzotint.training.network import read_config, read_weights
 SHOWN = 7  # pictures that are compared
 WORDS = 8
 OTHERS = ("a smiling face", "a green tree", "a yellow star")  # texts that are about something else
-WEIGHT = 2.5  # of the CLIP score
 
 
 class Evaluator(NamedTuple):
@@ -63,8 +63,9 @@ def judged_section(scene: Scene) -> Section | None:
     words = [word for word in dict.fromkeys(prompt.replace(",", " ").split()) if len(word) > 1]
     texts = list(dict.fromkeys([prompt, *words[:WORDS], *OTHERS]))
     features = picture_features(judge.clip, torch.cat([_pixels(look) for look in looks]))
-    alike = features @ text_features(judge.clip, judge.tokenizer, texts).T  # [pictures texts]
-    score = WEIGHT * max(float(alike[-1, 0]), 0.0)
+    read = read_texts(judge.clip, judge.tokenizer, texts)
+    alike = features @ read.features.T  # [pictures texts]
+    score = WEIGHT * max(float(cosines(features[-1:], read, [prompt])), 0.0)
     ms = round(1000 * (perf_counter() - begun), 1)
     rise = [
         line(text, [(i + 1, float(value)) for i, value in enumerate(alike[:, j])]) for j, text in enumerate(texts[:1])
@@ -80,7 +81,7 @@ def judged_section(scene: Scene) -> Section | None:
         formula="CLIP score = w * max(cos(picture, text), 0),   w = 2.5",
         shapes=(f"pictures [{len(looks)} {features.shape[1]}]", f"texts [{len(texts)} {features.shape[1]}]"),
         ms=ms,
-        code=(code_of(picture_features, "found =", 2), code_of(text_features, "chunks =", 3)),
+        code=(code_of(picture_features, "found =", 2), code_of(cosines, "own =", 2)),
         blocks=[
             pictures(
                 [picture(look, name) for look, name in zip(looks, names, strict=True)], "What is compared", side=72
