@@ -72,10 +72,10 @@ def sections_of(part: UNetPart, run: Run) -> list[Section]:
         Section(
             id="examples",
             title="Pictures become latents, captions become numbers",
-            lead=f"A step takes {len(batch.samples)} pictures with captions. The frozen autoencoder turns each into "
-            "a latent, the frozen text tower its caption into rows of numbers. One caption in "
+            lead=f"A step takes {run.config.batch} pictures with captions{part_of(run)}. The frozen autoencoder "
+            "turns each into a latent, the frozen text tower its caption into rows of numbers. One caption in "
             f"{_one_in(diffusion.proportion_empty_prompts)} is dropped on purpose, so that the network also learns "
-            f"what it looks like without words: guidance needs both. Here {dropped} of {len(batch.samples)} are.",
+            f"what it looks like without words: guidance needs both. Of these {len(batch.samples)}, {dropped} are.",
             formula="latent = mean + deviation * noise   (drawn anew every time a picture is seen)",
             shapes=(f"pictures [{len(batch.samples)} 3 {part.size} {part.size}]", f"latents {list(latent.shape)}"),
             code=(code_of(UNetPart.drawn, "moments =", 2),),
@@ -86,6 +86,12 @@ def sections_of(part: UNetPart, run: Run) -> list[Section]:
         _curve_section(part, run, schedule, latent, batch, answer),
     ]
     return sections
+
+
+def part_of(run: Run) -> str:
+    """In words, that a step of several micro-batches is shown by its first."""
+    count = run.config.gradient_accumulation_steps
+    return f", {run.config.train_batch_size} at a time; these are the first" if count > 1 else ""
 
 
 def _one_in(share: float) -> str:

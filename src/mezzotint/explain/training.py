@@ -27,7 +27,7 @@ from mezzotint.explain.blocks import (
     table,
     unchanged,
 )
-from mezzotint.explain.denoising import sections_of
+from mezzotint.explain.denoising import part_of, sections_of
 from mezzotint.explain.story import Story
 from mezzotint.models.vae import AutoencoderKL
 from mezzotint.training import state
@@ -174,8 +174,8 @@ def _clip_sections(part: ClipPart, run: Run) -> list[Section]:
         Section(
             id="examples",
             title="Pictures and what is said of them",
-            lead=f"A step takes {len(batch.samples)} pictures, each with one of its captions. Nobody says what is in "
-            "them: all that is known is which caption belongs to which picture.",
+            lead=f"A step takes {run.config.batch} pictures{part_of(run)}, each with one of its captions. Nobody "
+            "says what is in them: all that is known is which caption belongs to which picture.",
             shapes=(f"pictures [{len(batch.samples)} 3 {part.size} {part.size}]",),
             blocks=[pictures(seen, "Some of them", side=96)],
         ),
