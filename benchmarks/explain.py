@@ -1,7 +1,7 @@
 """What looking at attention costs: time of a U-Net evaluation with and without capture, and memory.
 
 Measures, SD 1.5 at 512 px with random bfloat16 weights, guidance on (two rows), all cross-attention layers: evaluations
-with and without capture in turn, median of each, and their ratio; peak resident memory after the plain ones and after
+with and without capture in turn, median of each, and their ratio, by the clock and by processor time; peak resident memory after the plain ones and after
 the captured ones; bytes of maps held after every captured step. The output of both must be equal bit for bit.
 Not measured: text, decoder, the page. Maps by step grow with the steps that the page shows, 24 at most; everything
 else that is kept does not grow, so that 20 steps hold what the last line extrapolates.
@@ -57,10 +57,10 @@ def measure(folder: Path, pairs: int) -> dict[str, object]:
         both = (("conditional", sides.conditional), ("unconditional", sides.unconditional))
         return [Row(x, sigma, t, side, slot=slot, wants=wants) for slot, side in both]
 
-    def timed(wants: frozenset[str]) -> tuple[float, list[torch.Tensor]]:
-        asked, begun = rows(wants), time.perf_counter()
+    def timed(wants: frozenset[str]) -> tuple[float, float, list[torch.Tensor]]:
+        asked, begun, worked = rows(wants), time.perf_counter(), time.process_time()
         x0 = predict(asked)
-        return time.perf_counter() - begun, x0
+        return time.perf_counter() - begun, time.process_time() - worked, x0
 
     def peak() -> float:
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
@@ -70,13 +70,16 @@ def measure(folder: Path, pairs: int) -> dict[str, object]:
     plain_peak = peak()
     plain: list[float] = []
     captured: list[float] = []
+    worked: dict[str, list[float]] = {"plain": [], "captured": []}
     held: list[int] = []
     for step in range(pairs):
-        seconds, without = timed(frozenset())
+        seconds, cpu, without = timed(frozenset())
         plain.append(seconds)
+        worked["plain"].append(cpu)
         watching._step = step
-        seconds, seen = timed(frozenset({ATTENTION}))
+        seconds, cpu, seen = timed(frozenset({ATTENTION}))
         captured.append(seconds)
+        worked["captured"].append(cpu)
         assert all(torch.equal(a, b) for a, b in zip(without, seen, strict=True)), "looking changed the answer"
         means = [*maps.by_step.values(), *maps.by_layer.values(), *maps.by_head.values()]
         held.append(sum(mean.value.numel() * 4 for mean in means))
@@ -89,6 +92,7 @@ def measure(folder: Path, pairs: int) -> dict[str, object]:
         "plain_s": round(statistics.median(plain), 3),
         "captured_s": round(statistics.median(captured), 3),
         "ratio": round(statistics.median(captured) / statistics.median(plain), 3),
+        "ratio_cpu": round(statistics.median(worked["captured"]) / statistics.median(worked["plain"]), 3),
         "of_which_maps": round(maps.seconds / sum(captured), 3),
         "plain_peak_gib": plain_peak,
         "captured_peak_gib": peak(),

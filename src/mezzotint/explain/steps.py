@@ -196,7 +196,7 @@ def steps_section(scene: Scene) -> Section:
         "frames": frames,
         "final": uri(scene.image),
         "how": how,
-        "maps": None if watching.maps is None else maps_block(watching.maps),
+        "maps": None if watching.maps is None else maps_block(watching.maps, sorted(watching.moments)),
     }
     blocks = [block]
     if watching.maps is None or not watching.maps.by_layer:
@@ -239,11 +239,16 @@ def _scalings(scene: Scene) -> list[str]:
     return [f"at the first step c_skip {at.c_skip:.3g}, c_out {at.c_out:.3g}, c_in {at.c_in:.3g}"]
 
 
-def maps_block(maps: Maps) -> Block:
-    """Heat maps for the page: word by step, by layer and by head, a byte for each value."""
-    if not maps.by_layer:
+def maps_block(maps: Maps, steps: Sequence[int]) -> Block:
+    """Heat maps for the page: word by step, by layer and by head, a byte for each value.
+
+    A step at which no layer that looks at words was run shows the maps of the one before.
+    """
+    if not maps.by_step:
         return {"words": []}
-    by_step = torch.stack([maps.by_step[step].value for step in sorted(maps.by_step)])
+    seen = sorted(maps.by_step)
+    latest = [max((at for at in seen if at <= step), default=seen[0]) for step in steps]
+    by_step = torch.stack([maps.by_step[step].value for step in latest])
     by_layer = torch.stack([mean.value for mean in maps.by_layer.values()])
     by_head = torch.cat([mean.value for mean in maps.by_head.values()])
     sizes = [f"{maps.sizes[name].h}×{maps.sizes[name].w}" for name in maps.by_layer]
