@@ -1,11 +1,12 @@
 """What looking at attention costs: time of a U-Net evaluation with and without capture, and memory.
 
 Measures, SD 1.5 at 512 px with random bfloat16 weights, guidance on (two rows), all cross-attention layers: evaluations
-with and without capture in turn, median of each, and their ratio, by the clock and by processor time; peak resident memory after the plain ones and after
-the captured ones; bytes of maps held after every captured step. The output of both must be equal bit for bit.
+with and without capture in turn, median of each, and their ratio, by the clock and by processor time; peak resident
+memory after the plain ones and after the captured ones; bytes of maps held after every captured step. The output of
+both must be equal bit for bit.
 Not measured: text, decoder, the page. Maps by step grow with the steps that the page shows, 24 at most; everything
-else that is kept does not grow, so that 20 steps hold what the last line extrapolates.
-What would make the numbers lie: another busy process (see load).
+else that is kept does not grow, so that 20 steps hold what is extrapolated.
+What would make the numbers lie: another busy process (see load); processor time suffers less from it.
 
     python benchmarks/explain.py [--pairs 4] [--weights FOLDER]
 

@@ -120,8 +120,11 @@ def test_the_scrubber_changes_the_step(story: Story, visit: Open) -> None:
     assert said.inner_text().startswith("step 4:")
 
 
-def test_a_word_shows_where_it_acts_and_its_layers_and_heads(story: Story, visit: Open) -> None:
-    page = visit(story).page
+@pytest.mark.parametrize(("width", "height"), SCREENS)
+def test_a_word_shows_where_it_acts_and_its_layers_and_heads(
+    width: int, height: int, story: Story, visit: Open
+) -> None:
+    page = visit(story, width=width, height=height).page
     overlay = page.locator("#steps .over")
     assert overlay.is_hidden()
     fox = page.locator("#steps button.chip", has_text="fox")

@@ -206,7 +206,7 @@ const blocks = {
 
 function pictureOf(item, side) {
   const scale = side / Math.max(item.width, item.height);
-  return h("figure", { class: "picture" },
+  return h("figure", { class: "picture", style: `width:${side}px` },
     h("img", { src: item.src, alt: item.label, class: scale > 1 ? "pixel" : null, width: Math.round(item.width * scale), height: Math.round(item.height * scale) }),
     h("figcaption", {}, item.label, item.note ? h("small", {}, item.note) : null));
 }
@@ -312,13 +312,13 @@ function stepsOf(block) {
   const ranking = h("div", { class: "ranking" }, maps ? h("p", { class: "note" }, "Point at the picture: which words act there?") : null);
   const details = h("div", { class: "layers" });
 
+  const span = h("output", { class: "note span" }, "");
   const averaged = h("input", { type: "checkbox", onchange: () => draw() });
   const meanMap = (group) => {
-    // the mean over steps, its own brightest place at full strength
+    // the mean over steps, in the units of each step's map
     const [count, groups, rows, columns] = maps.steps.shape, size = rows * columns, total = new Float32Array(size);
     for (let step = 0; step < count; step++) for (let i = 0; i < size; i++) total[i] += held.steps[(step * groups + group) * size + i];
-    const most = Math.max(...total, 1e-9);
-    return total.map((value) => (255 * value) / most);
+    return total.map((value) => value / count);
   };
 
   const at = () => Number(range.value);
@@ -337,10 +337,15 @@ function stepsOf(block) {
     if (word === null) {
       stage.classList.remove("dimmed");
       overlay.hidden = true;
+      span.textContent = "";
       return;
     }
     const [, groups, rows, columns] = maps.steps.shape, size = rows * columns;
-    const small = averaged.checked ? mapCanvas(meanMap(word), 0, rows, columns, true) : mapCanvas(held.steps, (at() * groups + word) * size, rows, columns, true);
+    const own = averaged.checked ? meanMap(word) : held.steps.subarray((at() * groups + word) * size, (at() * groups + word + 1) * size);
+    const low = Math.min(...own), high = Math.max(...own);
+    const small = mapCanvas(Float32Array.from(own, (value) => (255 * (value - low)) / Math.max(high - low, 1e-9)), 0, rows, columns, true);
+    const percent = (value) => ((100 * value * maps.steps.highs[word]) / 255).toFixed(1);
+    span.textContent = `“${maps.words[word]}” gets ${percent(low)} % of the attention where it is dark, ${percent(high)} % where it is bright`;
     overlay.hidden = false;
     stage.classList.add("dimmed");
     overlay.width = columns * 8;
@@ -449,7 +454,7 @@ function stepsOf(block) {
     h("h3", {}, "The estimate of the finished picture at each step"),
     h("div", { class: "theatre" },
       h("div", {}, stage, h("div", { class: "control" }, play, range), said),
-      h("div", { class: "beside" }, maps ? h("div", {}, h("h3", {}, "Where each word acts"), chips, h("label", { class: "check" }, averaged, " mean over all steps")) : null, maps ? ranking : null, side)),
+      h("div", { class: "beside" }, maps ? h("div", {}, h("h3", {}, "Where each word acts"), chips, span, h("label", { class: "check" }, averaged, " mean over all steps")) : null, maps ? ranking : null, side)),
     h("h3", {}, "The film: what goes in (above), what the network expects to come out (below)"), film,
     h("p", { class: "note" }, block.how), maps ? details : null);
   show();
@@ -484,7 +489,7 @@ function sectionOf(section, number) {
   return h("section", { id: section.id, "aria-labelledby": `${section.id}-title` },
     h("header", {}, h("span", { class: "count" }, `${number}`), h("h2", { id: `${section.id}-title` }, section.title)),
     h("p", { class: "lead" }, section.lead),
-    section.formula ? h("p", { class: "formula" }, section.formula) : null,
+    section.formula ? h("p", { class: "formula" }, section.formula.replace(/;\s{2,}/g, "\n")) : null,
     section.blocks.map(drawn),
     h("footer", {},
       section.shapes.length || section.ms !== null ? h("p", { class: "facts" },
