@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from mezzotint.cli.console import print_json, progress_bar, stdout, table, warn
-from mezzotint.cli.options import Json
+from mezzotint.cli.options import Json, Model
 from mezzotint.evaluation.spec import EvaluationSpec, read_spec
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FAILED = 1
 SHOWN = 4  # columns of a report that the terminal has room for
-RUN = "run"
+RUN, JUDGE = "run", "evaluator"
 
 
 class DefaultGroup(TyperGroup):
@@ -169,6 +169,41 @@ def compare(
         for line in lines
     ]
     table(None, ("number", str(one), str(other), "difference", "95 % interval", "verdict"), rows)
+
+
+@app.command()
+def accuracy(
+    data: Annotated[Path, typer.Option(help="Picture set that holds pairs back, as mezzotint data build makes it.")],
+    model: Model = "icons",
+    judge: Annotated[
+        str, typer.Option(help="CLIP that judges: a path, or evaluator, the one in this package.")
+    ] = JUDGE,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of DDIM for each picture.")] = 20,
+    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale.")] = 3.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Judge only the first so many pairs.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
+    json: Json = False,
+) -> None:
+    """Say whether a model draws pairs of concept and style that training held back, beside pairs that it saw.
+
+    Example: mezzotint evaluate accuracy -m model --data pairs --steps 2 --limit 1
+    """
+    from mezzotint.evaluation.held_out import HEADS, recombination, rows_of
+    from mezzotint.evaluation.tower import place_of
+    from mezzotint.pipeline.system import load
+
+    system = load(model)
+    with progress_bar() as bar:
+        task = bar.add_task(f"{system.name}, held-out and seen pairs", total=None)
+        found = recombination(
+            system, data, place_of(judge), steps=steps, guidance=guidance, seed=seed, keep=keep, limit=limit,
+            report=lambda done, of: bar.update(task, completed=done, total=of),
+        )  # fmt: skip
+    if json:
+        print_json(asdict(found))
+        return
+    table(f"{found.model}, judged by {found.judge}: {found.pairs} pairs of each kind", HEADS, rows_of(asdict(found)))
 
 
 @app.command()

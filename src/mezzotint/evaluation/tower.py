@@ -29,13 +29,15 @@ def read_tower(path: str | Path) -> Read:
     The hash is that of the file; of several shards, that of their hashes.
     Raises: CheckpointError if nothing is there, or its tensors do not fit together.
     """
-    found = read_clip(_place(path))
+    found = read_clip(place_of(path))
     hashes = [sha256_of(source) for source in found.sources]
     digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
     return Read(found.build().image, digest, CLIP_MEAN, CLIP_STD)
 
 
-def _place(path: str | Path) -> Path:
+def place_of(path: str | Path) -> Path:
+    """Where a CLIP is: a path, or `package:NAME` or "evaluator" for what is inside this package."""
+    path = EVALUATOR if path == "evaluator" else path
     if isinstance(path, str) and path.startswith(PACKAGED):
         return Path(str(resources.files("mezzotint"))) / "assets" / path.removeprefix(PACKAGED)
     return Path(path)
