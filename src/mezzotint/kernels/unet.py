@@ -276,7 +276,8 @@ class _SelfAttention:
     def __init__(self, module: Attention, shop: Workshop) -> None:
         self._module, self._attend = module, shop.kernels.attend
         self._is_known = type(module) is Attention
-        self._qkv, self._out = shop.linear(module.q, module.k, module.v), shop.linear(module.out)
+        if self._is_known:
+            self._qkv, self._out = shop.linear(module.q, module.k, module.v), shop.linear(module.out)
 
     def __call__(self, x: Float[Tensor, "b l c"], residual: Float[Tensor, "b l c"]) -> Float[Tensor, "b l c"]:
         if not self._is_known:
@@ -292,7 +293,9 @@ class _CrossAttention:
     def __init__(self, module: Attention, shop: Workshop) -> None:
         self._module, self._attend = module, shop.kernels.attend
         self._is_known = type(module) is Attention
-        self._q, self._kv, self._out = shop.linear(module.q), shop.linear(module.k, module.v), shop.linear(module.out)
+        if self._is_known:
+            self._q, self._kv = shop.linear(module.q), shop.linear(module.k, module.v)
+            self._out = shop.linear(module.out)
 
     def keys_values(self, context: Float[Tensor, "b n d"]) -> KeysValues:
         """As the module gives them: keys and values, [b heads n d]."""
@@ -316,9 +319,10 @@ class _FeedForward:
     """GEGLU, added to `residual`: the gate multiplies inside the product that makes the values."""
 
     def __init__(self, module: FeedForward, shop: Workshop) -> None:
-        self._module, self._out = module, shop.linear(module.out)
+        self._module = module
         self._is_known = type(module) is FeedForward and type(module.in_) is nn.Linear
         if self._is_known:
+            self._out = shop.linear(module.out)
             inner = module.in_.out_features // 2
             self._value, self._gate = shop.part(module.in_, slice(0, inner)), shop.part(module.in_, slice(inner, None))
 
