@@ -86,11 +86,11 @@ def convolution(b: int, c: int, o: int, side: int, dtype: torch.dtype) -> dict[s
     }
 
 
-def attention(b: int, heads: int, l: int, d: int, dtype: torch.dtype, clock: float) -> dict[str, float]:
+def attention(b: int, heads: int, positions: int, d: int, dtype: torch.dtype, clock: float) -> dict[str, float]:
     """Milliseconds, and clock cycles per score and core."""
-    q, k, v = (torch.randn(b, l, heads, d).to(dtype).transpose(1, 2) for _ in range(3))
+    q, k, v = (torch.randn(b, positions, heads, d).to(dtype).transpose(1, 2) for _ in range(3))
     taken = seconds(lambda: F.scaled_dot_product_attention(q, k, v))
-    return {"ms": taken * 1e3, "cycles": taken * clock * 1e9 * torch.get_num_threads() / (b * heads * l * l)}
+    return {"ms": taken * 1e3, "cycles": taken * clock * 1e9 * torch.get_num_threads() / (b * heads * positions**2)}
 
 
 def norm(b: int, c: int, side: int, dtype: torch.dtype, copied: float) -> dict[str, float]:

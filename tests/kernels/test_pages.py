@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mezzotint.checkpoints.files import read_state
+from mezzotint.checkpoints.files import read_state, write_state
 from mezzotint.kernels.pages import give_back
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are given back on Linux only")
@@ -22,7 +21,7 @@ def layer(weight: Tensor) -> nn.Linear:
 
 def test_pages_of_a_file_go_and_come_back(tmp_path: Path, generator: torch.Generator):
     weight = torch.randn(1024, 1024, generator=generator)
-    save_file({"weight": weight}, tmp_path / "model.safetensors")
+    write_state(tmp_path / "model.safetensors", {"weight": weight})
     mapped = layer(read_state(tmp_path / "model.safetensors")["weight"])
     assert torch.equal(mapped.weight, weight)  # reads every page
     assert give_back([mapped]) >= 1023 * 4096
@@ -38,7 +37,7 @@ def test_memory_that_no_file_holds_stays(tmp_path: Path, generator: torch.Genera
 
 def test_a_page_that_was_written_to_stays(tmp_path: Path, generator: torch.Generator):
     weight = torch.randn(1024, 1024, generator=generator)
-    save_file({"weight": weight}, tmp_path / "model.safetensors")
+    write_state(tmp_path / "model.safetensors", {"weight": weight})
     mapped = layer(read_state(tmp_path / "model.safetensors")["weight"])
     mapped.weight[500, 500] = 7.0
     assert give_back([mapped]) == 0

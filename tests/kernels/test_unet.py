@@ -1,6 +1,7 @@
 """The U-Net with packed weights is the U-Net: every shape of the family, hooks, attached layers, shared rows."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import pytest
 import torch
@@ -37,7 +38,10 @@ def asked(config: UNetConfig, generator: torch.Generator, size: tuple[int, int] 
 
 
 def in_dtype(cond: Conditioning, dtype: torch.dtype) -> Conditioning:
-    return Conditioning(*[v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for v in cond])
+    parts: list[Any] = list(cond)  # Any: fields of several types
+    return Conditioning(
+        *cast(Any, [v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for v in parts])
+    )  # Any: the same
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -80,13 +84,16 @@ def test_rows_that_see_the_same_x_are_computed_once_until_they_differ(name: str,
     if cond.concat is not None:
         cond.concat[1] = cond.concat[0]
     rows: list[int] = []
-    unet.conv_in.register_forward_hook(lambda _, __, out: rows.append(len(out)))
+    unet.conv_in.register_forward_hook(cast(Any, lambda module, given, out: rows.append(len(out))))  # Any: a hook  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
     fast = FastUNet(unet, Workshop(PACKED))
     together = fast(x, t, fast.prepare(cond))
     assert rows == [1 if name in {"sd1", "sd1-inpaint"} else 2]
     assert relative(together, unet(x, t, unet.prepare(cond))) < TOLERANCE
     for row in range(2):
-        alone = Conditioning(*[v[row : row + 1] if isinstance(v, Tensor) else v for v in cond])
+        parts: list[Any] = list(cond)  # Any: fields of several types
+        alone = Conditioning(
+            *cast(Any, [v[row : row + 1] if isinstance(v, Tensor) else v for v in parts])
+        )  # Any: the same fields
         assert relative(together[row : row + 1], fast(x[:1], t[:1], fast.prepare(alone))) < TOLERANCE
 
 
@@ -109,14 +116,25 @@ def test_hooks_see_what_the_network_shows_them(generator: torch.Generator):
     def watch(name: str, tensor: Tensor) -> None:
         seen.setdefault(name, []).append(tensor.detach().clone())
 
-    for name, module in unet.named_modules():
+    def before(name: str) -> Any:  # Any: a hook
+        def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+            watch(f"into {name}", given[0])
+
+        return hook
+
+    def behind(name: str) -> Any:  # Any: a hook
+        def hook(_: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+            watch(f"out of {name}", out)
+
+        return hook
+
+    modules = dict(cast("Iterable[tuple[str, nn.Module]]", unet.named_modules()))  # torch leaves it partly untyped
+    for name, module in modules.items():
         if isinstance(module, Attention):
-            module.register_forward_pre_hook(lambda _, given, name=name: watch(f"into {name}", given[0]))
-        if name in {"", "conv_in", "conv_out", "down.0.resample", "up.0.resample", "down.0.blocks.0", "middle"}:
-            module.register_forward_hook(lambda _, __, out, name=name: watch(name, out))
-    unet.middle.attn.layers[0].cross_attention.register_forward_hook(  # pyright: ignore
-        lambda _, __, out: watch("out of attention", out)
-    )
+            module.register_forward_pre_hook(before(name))
+    parts = ["conv_in", "conv_out", "down.0.resample", "up.0.resample", "down.0.blocks.0", "middle"]
+    for name in ["", *parts, "middle.attn.layers.0.cross_attention"]:
+        modules[name].register_forward_hook(behind(name))
     unet(x, t, unet.prepare(cond))
     fast = FastUNet(unet, Workshop(PACKED))
     fast(x, t, fast.prepare(cond))
@@ -142,7 +160,8 @@ class _Halved(nn.Module):
         "conv_in", "down.0.blocks.0.res.conv_1", "down.0.blocks.0.res.emb", "down.0.resample.conv",
         "down.1.blocks.0.res.shortcut", "middle.attn.proj_in", "up.0.resample.conv", "conv_out",
         "middle.attn.layers.0.self_attention.k", "middle.attn.layers.0.cross_attention.v",
-        "middle.attn.layers.0.self_attention", "middle.attn.layers.0.feed_forward.in_", "middle.attn.layers.0.feed_forward",
+        "middle.attn.layers.0.self_attention", "middle.attn.layers.0.feed_forward",
+        "middle.attn.layers.0.feed_forward.in_",
     ],
 )  # fmt: skip
 @torch.no_grad()

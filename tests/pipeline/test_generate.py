@@ -103,7 +103,11 @@ def test_a_preview_resembles_the_picture(system: System):
 
 def test_closing_stops_before_the_next_evaluation(system: System):
     asked: list[int] = []
-    hook = system.unet.register_forward_pre_hook(lambda *_: asked.append(1))
+
+    def count(*_: object) -> None:
+        asked.append(1)
+
+    hook = system.unet.register_forward_pre_hook(count)
     running = stream(system, **BASE, seed=1)
     next(running)
     next(running)

@@ -67,7 +67,10 @@ NATIVE = KernelSet(weights="packed", attention="native", norm="native")
 
 
 def from_record(record: Mapping[str, object] | str) -> KernelSet:
-    """The kernel set of a record; "torch" in early ones is PLAIN. Raises: ConfigError for a name that this version does not know."""
+    """The kernel set of a record; "torch" in early ones is PLAIN.
+
+    Raises: ConfigError for a name that this version does not know.
+    """
     if isinstance(record, str):
         record = {}
     hints = get_type_hints(KernelSet)

@@ -1,8 +1,9 @@
 """What a processor computes best: dtype, kernel set and threads. Timed once on small shapes, remembered, recorded.
 
 The kernel check runs when a machine first loads a model: the candidates of each operation take turns, a few times each,
-on one thread, and the least time counts, so that other work on the machine hardly matters. Its verdict is kept in the cache folder for this processor, torch and oneDNN, and stands in
-every picture; `mezzotint doctor` shows it, and `--retime` takes it again. Nothing is timed inside a run.
+on one thread, and the least time counts, so that other work on the machine hardly matters. Its verdict is kept in the
+cache folder for this processor, torch and oneDNN, and stands in every picture; `mezzotint doctor` shows it, and
+`--retime` takes it again. Nothing is timed inside a run.
 
 It is also a canary: a release of torch in which bfloat16 falls to a slow path loses against float32 and is not used.
 """

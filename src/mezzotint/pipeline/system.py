@@ -22,9 +22,9 @@ from mezzotint.checkpoints.scheduler import SchedulerConfig
 from mezzotint.checkpoints.translate import network
 from mezzotint.diffusion.parameterisation import PARAMETERISATIONS
 from mezzotint.errors import CheckpointError, RequestError, unknown
+from mezzotint.images import to_image
 from mezzotint.kernels import policy
 from mezzotint.kernels.execution import Execution
-from mezzotint.images import to_image
 from mezzotint.models.clip import ImageTower, TextTower
 from mezzotint.models.unet import UNet
 from mezzotint.models.vae import AutoencoderKL, Posterior
@@ -181,8 +181,9 @@ def load(
 
     dtype "auto" is bfloat16 where the processor multiplies in it, else float32. `kernels` "auto" is what was measured
     to be fastest on this processor; "torch" runs every module as it is, "packed" needs no compiler, "native" prefers
-    compiled kernels, and a record's own repeats its choice. Nothing is fetched unless a hub id is given. `preset` and `objective` overrule detection; `vae` is a file that replaces the model's own; `unclip_stats`
-    holds mean and standard deviation of image embeddings, which unCLIP-L files lack.
+    compiled kernels, and a record's own repeats its choice. Nothing is fetched unless a hub id is given. `preset` and
+    `objective` overrule detection; `vae` is a file that replaces the model's own; `unclip_stats` holds mean and
+    standard deviation of image embeddings, which unCLIP-L files lack.
 
     Raises: CheckpointError if the model cannot be read exactly; RequestError for an unknown dtype or device;
     ConfigError for unknown kernels.
