@@ -16,12 +16,19 @@ BYTES_SDXL = 9 * 2**30  # SDXL's weights in bfloat16 and room to work
 
 
 def doctor(
+    build: Annotated[
+        bool, typer.Option("--build", help="First compile the fast kernels for this machine (C++ compiler, seconds).")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
 ) -> None:
     """Report versions, processor, memory, chosen dtype and anything that would slow this machine down.
 
     Example: mezzotint doctor --json
     """
+    if build:
+        from mezzotint.kernels import native
+
+        native.build()
     findings, warnings = examine()
     if json:
         print_json({**findings, "warnings": warnings})
@@ -35,6 +42,7 @@ def examine() -> tuple[dict[str, object], list[str]]:
     """What `doctor` reports, as data, and what would slow this machine down."""
     import torch
 
+    from mezzotint.kernels import native
     from mezzotint.pipeline.system import packaged_model, preferred_dtype
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -61,6 +69,7 @@ def examine() -> tuple[dict[str, object], list[str]]:
         "memory available": None if free is None else f"{free / 2**30:.1f} GiB",
         "cuda": torch.cuda.is_available(),
         "dtype chosen by auto": str(preferred_dtype("cpu")).removeprefix("torch."),
+        "compiled kernels": sorted(native.instructions()) or "none: run `mezzotint doctor --build`",
         "packaged model": str(packaged_model() or "none"),
         "offline": os.environ.get("HF_HUB_OFFLINE", "0") not in {"0", ""},
     }
