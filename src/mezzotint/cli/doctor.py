@@ -17,6 +17,9 @@ BYTES_SDXL = 9 * 2**30  # SDXL's weights in bfloat16 and room to work
 
 
 def doctor(
+    build: Annotated[
+        bool, typer.Option("--build", help="First compile the fast kernels for this machine (C++ compiler, seconds).")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
     retime: Annotated[bool, typer.Option("--retime", help="Time the kernels again.")] = False,
 ) -> None:
@@ -24,6 +27,10 @@ def doctor(
 
     Example: mezzotint doctor --json
     """
+    if build:
+        from mezzotint.kernels import native
+
+        native.build()
     findings, warnings = examine(retime=retime)
     if json:
         print_json({**findings, "warnings": warnings})
@@ -69,9 +76,13 @@ def examine(*, retime: bool = False) -> tuple[dict[str, object], list[str]]:
         "memory available": None if free is None else f"{free / 2**30:.1f} GiB",
         "cuda": torch.cuda.is_available(),
         "dtype chosen by auto": str(preferred_dtype("cpu")).removeprefix("torch."),
+<<<<<<< HEAD
         "kernels chosen by auto": policy.chosen(preferred_dtype("cpu")).recorded(),
         "kernels compiled": native.available(),
         **({} if forced else {"kernel check, ms": _milliseconds(policy.verdict().times)}),
+=======
+        "compiled kernels": sorted(native.instructions()) or "none: run `mezzotint doctor --build`",
+>>>>>>> d2
         "packaged model": str(packaged_model() or "none"),
         "offline": os.environ.get("HF_HUB_OFFLINE", "0") not in {"0", ""},
     }
