@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint.kernels.choices import PACKED, KernelSet
+from mezzotint.kernels.choices import NATIVE, PACKED, KernelSet
 from mezzotint.kernels.execution import Execution
 from mezzotint.kernels.unet import FastUNet
 from mezzotint.kernels.workshop import Workshop, phases
@@ -18,7 +18,12 @@ from models.oracles import relative
 from models.test_unet import CONFIGS, SD1, SIZES, conditioned
 
 TOLERANCE = 1e-5  # measured: below 1.2e-6
-SETS = [PACKED, KernelSet(weights="packed", attention="matmul"), KernelSet(weights="packed", attention="float32")]
+SETS = [
+    PACKED,
+    NATIVE,
+    KernelSet(weights="packed", attention="matmul"),
+    KernelSet(weights="packed", attention="float32"),
+]
 
 
 def drawn(config: UNetConfig, generator: torch.Generator) -> UNet:

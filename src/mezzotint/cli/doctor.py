@@ -76,13 +76,9 @@ def examine(*, retime: bool = False) -> tuple[dict[str, object], list[str]]:
         "memory available": None if free is None else f"{free / 2**30:.1f} GiB",
         "cuda": torch.cuda.is_available(),
         "dtype chosen by auto": str(preferred_dtype("cpu")).removeprefix("torch."),
-<<<<<<< HEAD
         "kernels chosen by auto": policy.chosen(preferred_dtype("cpu")).recorded(),
-        "kernels compiled": native.available(),
+        "kernels compiled": sorted(native.instructions()) or "none: run `mezzotint doctor --build`",
         **({} if forced else {"kernel check, ms": _milliseconds(policy.verdict().times)}),
-=======
-        "compiled kernels": sorted(native.instructions()) or "none: run `mezzotint doctor --build`",
->>>>>>> d2
         "packaged model": str(packaged_model() or "none"),
         "offline": os.environ.get("HF_HUB_OFFLINE", "0") not in {"0", ""},
     }

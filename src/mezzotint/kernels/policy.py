@@ -202,8 +202,9 @@ def _weights(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
 def _attention(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """Self-attention of a wide and of a narrow head, by every way there is."""
-    names = ["torch", "matmul"] + (["float32"] if dtype is not torch.float32 else [])
-    names += ["native"] if native.available() else []
+    names = ["torch", "matmul"]
+    if dtype is torch.bfloat16:
+        names += ["float32", *(["native"] if "avx512_bf16" in native.instructions() else [])]
     heads = [tuple(_drawn(3, *shape).to(dtype).unbind(0)) for shape in ((1, 1024, 2, 40), (1, 256, 4, 160))]
 
     def call(attend: Attend) -> Callable[[], object]:
