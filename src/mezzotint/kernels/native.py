@@ -143,7 +143,6 @@ def attention(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if _is_attention_compiled(q, k, v, scale):
         return _ops.attention(q, k, v, scale)
-    parts = (part.transpose(1, 2) for part in (q, k, v))
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
