@@ -7,11 +7,13 @@ from typing import TypeVar, cast
 
 from torch import Tensor, nn
 
+from mezzotint.kernels.autoencoder import BandedAutoencoder
 from mezzotint.kernels.choices import KernelSet
 from mezzotint.kernels.packed import Linear
 from mezzotint.kernels.unet import FastUNet
 from mezzotint.kernels.workshop import Workshop
 from mezzotint.models.unet import UNet
+from mezzotint.models.vae import AutoencoderKL
 
 REMEMBERED = 8  # networks, attached ones among them, that stay ready
 
@@ -37,6 +39,15 @@ class Execution:
         if self.kernels.weights == "plain":
             return tower
         return self._remembered(tower, lambda: cast(M, _with_packed(tower, self._shop)))
+
+    def autoencoder(self, vae: AutoencoderKL) -> BandedAutoencoder | AutoencoderKL:
+        """What encodes and decodes instead of this autoencoder: the same in bands, or itself where nothing is packed.
+
+        Bands also keep the memory bounded, so they are used in every dtype that a processor runs packed.
+        """
+        if self.kernels.weights == "plain":
+            return vae
+        return self._remembered(vae, lambda: BandedAutoencoder(vae))
 
     def _remembered(self, original: nn.Module, make: "Callable[[], _T]") -> "_T":
         known = self._ready.get(id(original))  # the original is kept beside it, so that its id stays its own

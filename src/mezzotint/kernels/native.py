@@ -38,6 +38,8 @@ _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
 _NORM = ("-ffinite-math-only", "-fno-signed-zeros")  # minima and maxima as one instruction
 
+_NORM_DTYPES = {torch.float32, torch.bfloat16}
+
 _log = logging.getLogger(__name__)
 _ops: Any = torch.ops.mezzotint  # Any: torch leaves its operators untyped
 
@@ -143,8 +145,9 @@ def attention(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if _is_attention_compiled(q, k, v, scale):
         return _ops.attention(q, k, v, scale)
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+    return F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale
+    ).transpose(1, 2)
 
 
 def group_norm(
@@ -164,16 +167,35 @@ def group_norm(
     for channels_last x in float32 or bfloat16 and no gradient; by torch otherwise.
     """
     dtype = x.dtype if dtype is None else dtype
-    if (
-        _is_plain(x, weight, bias, shift)
-        and {x.dtype, dtype} <= {torch.float32, torch.bfloat16}
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and "avx2" in instructions()
-    ):
+    if dtype in _NORM_DTYPES and _is_normalisable(x) and _is_plain(weight, bias, shift):
         return _ops.group_norm(x, groups, weight, bias, eps, silu, shift, dtype)
     h = x.float() if shift is None else x.float() + shift.float()[:, :, None, None]
     h = F.group_norm(h, groups, _float(weight), _float(bias), eps)
     return (F.silu(h) if silu else h).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def moments(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 b c"]:
+    """Mean, and sum of squared distances from it, of every picture and channel; float64."""
+    if _is_normalisable(x):
+        return _ops.moments(x)
+    squares, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
+    return torch.stack([mean.double(), squares.double() * (x.shape[2] * x.shape[3])])
+
+
+def scale_into(
+    y: Float[Tensor, "b c h w"],
+    x: Float[Tensor, "b c h w"],
+    scale: Float[Tensor, "b c"],
+    offset: Float[Tensor, "b c"],
+    *,
+    silu: bool,
+) -> None:
+    """Write x * scale + offset, then SiLU if asked, into y: the second half of a GroupNorm. Scale, offset: float32."""
+    if _is_normalisable(x, y, scale, offset):
+        _ops.scaled(x, scale, offset, silu, y)
+        return
+    h = torch.addcmul(offset[:, :, None, None], x.float(), scale[:, :, None, None])
+    y.copy_(F.silu(h) if silu else h)
 
 
 def _is_attention_compiled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
@@ -185,6 +207,16 @@ def _is_attention_compiled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> boo
         and k.shape[1] > 0
         and scale > 0
         and "avx512_bf16" in instructions()
+    )
+
+
+def _is_normalisable(x: Tensor, *others: Tensor) -> bool:
+    return (
+        _is_plain(x, *others)
+        and all(map_.dtype in _NORM_DTYPES for map_ in (x, *others))
+        and all(map_.is_contiguous(memory_format=torch.channels_last) for map_ in (x, *others) if map_.ndim == 4)
+        and x.ndim == 4
+        and "avx2" in instructions()
     )
 
 

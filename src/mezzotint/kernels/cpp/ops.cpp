@@ -70,74 +70,133 @@ Tensor attention(const Tensor &q, const Tensor &k, const Tensor &v, double scale
   return out;
 }
 
-// Mean and 1 / standard deviation of one group, from those of its channels' chunks.
-std::pair<double, double> joined(const float *mean, const float *squares, const float *shift, int64_t chunks,
-                                 int64_t positions, int64_t channels, int64_t first, int64_t width, double eps) {
-  const auto size = [&](int64_t i) { return (double)std::min(CHUNK, positions - i * CHUNK); };
-  double sum = 0, about = 0;
-  for (int64_t i = 0; i < chunks; i++)
-    for (int64_t c = first; c < first + width; c++) sum += size(i) * (mean[i * channels + c] + (shift ? shift[c] : 0));
-  const double centre = sum / (double)(positions * width);
-  for (int64_t i = 0; i < chunks; i++)
-    for (int64_t c = first; c < first + width; c++) {
-      const double away = mean[i * channels + c] + (shift ? shift[c] : 0) - centre;
-      about += squares[i * channels + c] + size(i) * away * away;
+// A channels_last picture, and its positions in chunks.
+struct Picture {
+  int64_t batch, channels, positions;
+  explicit Picture(const Tensor &x) : batch(x.size(0)), channels(x.size(1)), positions(x.size(2) * x.size(3)) {}
+  int64_t chunks() const { return (positions + CHUNK - 1) / CHUNK; }
+  int64_t size(int64_t chunk) const { return std::min(CHUNK, positions - chunk * CHUNK); }
+};
+
+// First pass: of every chunk and channel, mean and sum of squared distances from it; both [batch chunks channels].
+template <typename T> void measure(const Picture &picture, const Tensor &x, float *mean, float *squares) {
+  const auto *from = reinterpret_cast<const T *>(x.const_data_ptr());
+  const Moments<T> moments = has_avx512() ? Moments<T>{avx512::moments} : Moments<T>{avx2::moments};
+  const int64_t chunks = picture.chunks(), channels = picture.channels;
+  at::parallel_for(0, picture.batch * chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t first = i / chunks * picture.positions + i % chunks * CHUNK;
+      moments(from + first * channels, picture.size(i % chunks), channels, mean + i * channels, squares + i * channels);
     }
-  return {centre, 1 / std::sqrt(about / (double)(positions * width) + eps)};
+  });
+}
+
+// Second pass: y = x * scale + offset per channel, then SiLU; scale and offset are [batch channels].
+template <typename T, typename U>
+void rescale(const Picture &picture, const Tensor &x, const Tensor &y, const float *scale, const float *offset,
+             bool silu) {
+  constexpr int64_t ROWS = 64; // positions per piece
+  const auto *from = reinterpret_cast<const T *>(x.const_data_ptr());
+  auto *to = reinterpret_cast<U *>(y.mutable_data_ptr());
+  const Apply<T, U> apply = has_avx512() ? Apply<T, U>{avx512::apply} : Apply<T, U>{avx2::apply};
+  const int64_t all = picture.batch * picture.positions, channels = picture.channels;
+  at::parallel_for(0, (all + ROWS - 1) / ROWS, 8, [&](int64_t begin, int64_t end) {
+    const int64_t last = std::min(end * ROWS, all);
+    for (int64_t at = begin * ROWS; at < last;) {
+      const int64_t b = at / picture.positions, count = std::min(last, (b + 1) * picture.positions) - at;
+      apply(from + at * channels, to + at * channels, count, channels, scale + b * channels, offset + b * channels,
+            silu);
+      at += count;
+    }
+  });
+}
+
+// Mean and 1 / standard deviation of the channels [first, first + width), `shift` added to them, from their chunks'.
+std::pair<double, double> joined(const Picture &picture, const float *mean, const float *squares, const float *shift,
+                                 int64_t first, int64_t width, double eps) {
+  const auto at = [&](int64_t i, int64_t c) { return (double)mean[i * picture.channels + c] + (shift ? shift[c] : 0); };
+  const double count = (double)(picture.positions * width);
+  double sum = 0, about = 0;
+  for (int64_t i = 0; i < picture.chunks(); i++)
+    for (int64_t c = first; c < first + width; c++) sum += (double)picture.size(i) * at(i, c);
+  for (int64_t i = 0; i < picture.chunks(); i++)
+    for (int64_t c = first; c < first + width; c++) {
+      const double away = at(i, c) - sum / count;
+      about += squares[i * picture.channels + c] + (double)picture.size(i) * away * away;
+    }
+  return {sum / count, 1 / std::sqrt(about / count + eps)};
 }
 
 template <typename T, typename U>
 void normalise(const Tensor &x, const Tensor &y, int64_t groups, const float *weight, const float *bias,
                const float *shift, double eps, bool silu) {
-  const int64_t batch = x.size(0), channels = x.size(1), positions = x.size(2) * x.size(3), width = channels / groups;
-  const int64_t chunks = (positions + CHUNK - 1) / CHUNK;
-  const auto *from = reinterpret_cast<const T *>(x.const_data_ptr());
-  auto *to = reinterpret_cast<U *>(y.mutable_data_ptr());
-  const bool is_wide = has_avx512();
-  const Tensor memory = buffer(2 * batch * (chunks + 1) * channels, at::kFloat, x);
-  float *mean = memory.mutable_data_ptr<float>(), *squares = mean + batch * chunks * channels;
-  float *scale = squares + batch * chunks * channels, *offset = scale + batch * channels;
-
-  at::parallel_for(0, batch * chunks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      const int64_t first = i % chunks * CHUNK, count = std::min(CHUNK, positions - first);
-      const T *part = from + (i / chunks * positions + first) * channels;
-      (is_wide ? Moments<T>{avx512::moments} : Moments<T>{avx2::moments})(part, count, channels, mean + i * channels,
-                                                                          squares + i * channels);
-    }
-  });
-  for (int64_t b = 0; b < batch; b++)
+  const Picture picture(x);
+  const int64_t channels = picture.channels, width = channels / groups, per = picture.chunks() * channels;
+  const Tensor memory = buffer(2 * picture.batch * (per + channels), at::kFloat, x);
+  float *mean = memory.mutable_data_ptr<float>(), *squares = mean + picture.batch * per;
+  float *scale = squares + picture.batch * per, *offset = scale + picture.batch * channels;
+  measure<T>(picture, x, mean, squares);
+  for (int64_t b = 0; b < picture.batch; b++)
     for (int64_t g = 0; g < groups; g++) {
       const float *added = shift ? shift + b * channels : nullptr;
-      const auto [centre, inverse] = joined(mean + b * chunks * channels, squares + b * chunks * channels, added, chunks,
-                                            positions, channels, g * width, width, eps);
+      const auto [centre, inverse] = joined(picture, mean + b * per, squares + b * per, added, g * width, width, eps);
       for (int64_t c = g * width; c < (g + 1) * width; c++) {
         const double factor = inverse * (weight ? weight[c] : 1);
         scale[b * channels + c] = (float)factor;
         offset[b * channels + c] = (float)((bias ? bias[c] : 0) + ((added ? added[c] : 0) - centre) * factor);
       }
     }
-  constexpr int64_t ROWS = 64; // positions per piece of the second pass
-  at::parallel_for(0, (batch * positions + ROWS - 1) / ROWS, 8, [&](int64_t begin, int64_t end) {
-    const int64_t last = std::min(end * ROWS, batch * positions);
-    for (int64_t at = begin * ROWS; at < last;) {
-      const int64_t b = at / positions, count = std::min(last, (b + 1) * positions) - at;
-      (is_wide ? Apply<T, U>{avx512::apply} : Apply<T, U>{avx2::apply})(
-          from + at * channels, to + at * channels, count, channels, scale + b * channels, offset + b * channels, silu);
-      at += count;
+  rescale<T, U>(picture, x, y, scale, offset, silu);
+}
+
+void check_picture(const char *name, const Tensor &x) {
+  TORCH_CHECK(has_avx2(), name, ": this processor has no AVX2");
+  TORCH_CHECK(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast), name, ": a channels_last [b c h w]");
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, name, ": ", x.scalar_type(),
+              " is neither float32 nor bfloat16");
+}
+
+// Mean and sum of squared distances from it of every picture and channel: [2 b c], float64.
+Tensor moments(const Tensor &x) {
+  check_picture("moments", x);
+  const Picture picture(x);
+  const int64_t channels = picture.channels, per = picture.chunks() * channels;
+  const Tensor memory = buffer(2 * picture.batch * per, at::kFloat, x);
+  float *mean = memory.mutable_data_ptr<float>(), *squares = mean + picture.batch * per;
+  x.scalar_type() == at::kFloat ? measure<float>(picture, x, mean, squares)
+                                : measure<bfloat16>(picture, x, mean, squares);
+  Tensor result = at::empty({2, picture.batch, channels}, x.options().dtype(at::kDouble));
+  double *to = result.mutable_data_ptr<double>();
+  for (int64_t b = 0; b < picture.batch; b++)
+    for (int64_t c = 0; c < channels; c++) {
+      const auto [centre, inverse] = joined(picture, mean + b * per, squares + b * per, nullptr, c, 1, 0);
+      to[b * channels + c] = centre;
+      to[(picture.batch + b) * channels + c] = (double)picture.positions / (inverse * inverse);
     }
-  });
+  return result;
+}
+
+// x * scale + offset per picture and channel, then SiLU, into y.
+void scaled(const Tensor &x, const Tensor &scale, const Tensor &offset, bool silu, const Tensor &y) {
+  check_picture("scaled", x);
+  check_picture("scaled", y);
+  for (const Tensor &values : {scale, offset})
+    TORCH_CHECK(values.scalar_type() == at::kFloat && values.is_contiguous() &&
+                    values.numel() == x.size(0) * x.size(1),
+                "scaled: scale and offset are float32 [b c]");
+  TORCH_CHECK(x.sizes() == y.sizes(), "scaled: ", x.sizes(), " into ", y.sizes());
+  const bool from = x.scalar_type() == at::kFloat, to = y.scalar_type() == at::kFloat;
+  const auto run = from ? (to ? rescale<float, float> : rescale<float, bfloat16>)
+                        : (to ? rescale<bfloat16, float> : rescale<bfloat16, bfloat16>);
+  run(Picture(x), x, y, scale.const_data_ptr<float>(), offset.const_data_ptr<float>(), silu);
 }
 
 Tensor group_norm(const Tensor &x, int64_t groups, const std::optional<Tensor> &weight,
                   const std::optional<Tensor> &bias, double eps, bool silu, const std::optional<Tensor> &shift,
                   std::optional<at::ScalarType> dtype) {
-  TORCH_CHECK(has_avx2(), "group_norm: this processor has no AVX2");
-  TORCH_CHECK(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast),
-              "group_norm: x is a channels_last [b c h w]");
+  check_picture("group_norm", x);
   const at::ScalarType in = x.scalar_type(), out = dtype.value_or(in);
-  for (const at::ScalarType type : {in, out})
-    TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "group_norm: ", type, " is neither float32 nor bfloat16");
+  TORCH_CHECK(out == at::kFloat || out == at::kBFloat16, "group_norm: ", out, " is neither float32 nor bfloat16");
   TORCH_CHECK(groups > 0 && x.size(1) % groups == 0, "group_norm: ", x.size(1), " channels in ", groups, " groups");
   const auto values = [&](const std::optional<Tensor> &given, int64_t count) {
     if (!given.has_value()) return Tensor();
@@ -165,9 +224,13 @@ TORCH_LIBRARY(mezzotint, m) {
   m.def("attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor");
   m.def("group_norm(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? shift, "
         "ScalarType? dtype) -> Tensor");
+  m.def("moments(Tensor x) -> Tensor");
+  m.def("scaled(Tensor x, Tensor scale, Tensor offset, bool silu, Tensor(a!) y) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(mezzotint, CPU, m) {
   m.impl("attention", attention);
   m.impl("group_norm", group_norm);
+  m.impl("moments", moments);
+  m.impl("scaled", scaled);
 }
