@@ -242,11 +242,11 @@ class BandedAutoencoder:
         out = self._map(channels, 2 * rows, 2 * columns)
         convolution = self._convolution(upsample.conv, is_doubled=True)
         for first, last, band in self._normalised(x, None, 4 * channels):
-            four = convolution(band).unflatten(1, (2, 2, channels))[0]  # [2 2 o rows+1 columns+1]
+            four = convolution(band).split(channels, dim=1)  # outputs at odd or even rows p and columns r
             to = out.band(2 * first, 2 * last)
-            for p in (0, 1):
-                for r in (0, 1):
-                    to[0, :, p::2, r::2] = four[p, r, :, p : p + last - first, r : r + columns]
+            for phase, part in enumerate(four):
+                p, r = divmod(phase, 2)
+                to[:, :, p::2, r::2] = part[:, :, p : p + last - first, r : r + columns]
             out.note(2 * first, 2 * last)
             yield
         return out
