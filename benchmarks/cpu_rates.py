@@ -27,7 +27,14 @@ import torch.nn.functional as F
 RESULTS = Path(__file__).parent / "results"
 PATIENCE_S = 0.25
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-LINEAR = [(8192, 320, 2560), (8192, 320, 320), (2048, 640, 5120), (2048, 1280, 640), (512, 1280, 10240), (154, 768, 320)]
+LINEAR = [
+    (8192, 320, 2560),
+    (8192, 320, 320),
+    (2048, 640, 5120),
+    (2048, 1280, 640),
+    (512, 1280, 10240),
+    (154, 768, 320),
+]
 CONV = [(2, 320, 320, 64), (2, 640, 640, 32), (2, 1280, 1280, 16), (2, 1280, 1280, 8), (2, 960, 320, 64)]
 CONV += [(1, 512, 512, 64), (1, 128, 128, 512)]
 ATTENTION = [(2, 8, 4096, 40), (2, 10, 4096, 64), (2, 8, 1024, 80), (2, 8, 256, 160), (1, 1, 4096, 512)]
@@ -79,11 +86,11 @@ def convolution(b: int, c: int, o: int, side: int, dtype: torch.dtype) -> dict[s
     }
 
 
-def attention(b: int, heads: int, l: int, d: int, dtype: torch.dtype, clock: float) -> dict[str, float]:
+def attention(b: int, heads: int, positions: int, d: int, dtype: torch.dtype, clock: float) -> dict[str, float]:
     """Milliseconds, and clock cycles per score and core."""
-    q, k, v = (torch.randn(b, l, heads, d).to(dtype).transpose(1, 2) for _ in range(3))
+    q, k, v = (torch.randn(b, positions, heads, d).to(dtype).transpose(1, 2) for _ in range(3))
     taken = seconds(lambda: F.scaled_dot_product_attention(q, k, v))
-    return {"ms": taken * 1e3, "cycles": taken * clock * 1e9 * torch.get_num_threads() / (b * heads * l * l)}
+    return {"ms": taken * 1e3, "cycles": taken * clock * 1e9 * torch.get_num_threads() / (b * heads * positions**2)}
 
 
 def norm(b: int, c: int, side: int, dtype: torch.dtype, copied: float) -> dict[str, float]:

@@ -66,8 +66,13 @@ PACKED = KernelSet(weights="packed")
 NATIVE = KernelSet(weights="packed", attention="native", norm="native")
 
 
-def from_record(record: Mapping[str, object]) -> KernelSet:
-    """The kernel set of a record. Raises: ConfigError for a name that this version does not know."""
+def from_record(record: Mapping[str, object] | str) -> KernelSet:
+    """The kernel set of a record; "torch" in early ones is PLAIN.
+
+    Raises: ConfigError for a name that this version does not know.
+    """
+    if isinstance(record, str):
+        record = {}
     hints = get_type_hints(KernelSet)
     for key, value in record.items():
         if key not in hints:

@@ -145,9 +145,8 @@ def attention(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if _is_attention_compiled(q, k, v, scale):
         return _ops.attention(q, k, v, scale)
-    return F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale
-    ).transpose(1, 2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
 def group_norm(
@@ -178,6 +177,11 @@ def moments(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 b c"]:
     """Mean, and sum of squared distances from it, of every picture and channel; float64."""
     if _is_normalisable(x):
         return _ops.moments(x)
+    return moments_by_torch(x)
+
+
+def moments_by_torch(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 b c"]:
+    """`moments` without anything compiled."""
     squares, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
     return torch.stack([mean.double(), squares.double() * (x.shape[2] * x.shape[3])])
 
@@ -193,7 +197,19 @@ def scale_into(
     """Write x * scale + offset, then SiLU if asked, into y: the second half of a GroupNorm. Scale, offset: float32."""
     if _is_normalisable(x, y, scale, offset):
         _ops.scaled(x, scale, offset, silu, y)
-        return
+    else:
+        scale_into_by_torch(y, x, scale, offset, silu=silu)
+
+
+def scale_into_by_torch(
+    y: Float[Tensor, "b c h w"],
+    x: Float[Tensor, "b c h w"],
+    scale: Float[Tensor, "b c"],
+    offset: Float[Tensor, "b c"],
+    *,
+    silu: bool,
+) -> None:
+    """`scale_into` without anything compiled."""
     h = torch.addcmul(offset[:, :, None, None], x.float(), scale[:, :, None, None])
     y.copy_(F.silu(h) if silu else h)
 

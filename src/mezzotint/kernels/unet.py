@@ -14,6 +14,7 @@ Letters: b batch, c channels, h w rows and columns, l = h*w positions, e width o
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -136,8 +137,9 @@ class FastUNet:
         if prepared.emb is not None:
             emb = emb + prepared.emb
         emb = F.silu(emb)
-        widths = [res.channels for res in self._res]
-        shifts = self._shift(emb).split(widths, dim=-1)
+        ends = list(accumulate(res.channels for res in self._res))
+        whole = self._shift(emb)
+        shifts = [whole[:, end - res.channels : end] for res, end in zip(self._res, ends, strict=True)]
         biases = [res.bias(shift[0]) if is_one else None for res, shift in zip(self._res, shifts, strict=True)]
         return Told(emb, shifts, biases)
 
@@ -211,7 +213,7 @@ class _Double:
         self._phases = shop.doubled(module.conv) if type(module.conv) is nn.Conv2d else None
 
     def __call__(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        b, c, h, w = x.shape
+        b, _, h, w = x.shape
         if self._phases is None or size != (2 * h, 2 * w):
             doubled = F.interpolate(x, size=size, mode="nearest")
             return self._plain(doubled.contiguous(memory_format=torch.channels_last))
@@ -276,14 +278,16 @@ class _SelfAttention:
     def __init__(self, module: Attention, shop: Workshop) -> None:
         self._module, self._attend = module, shop.kernels.attend
         self._is_known = type(module) is Attention
-        self._qkv, self._out = shop.linear(module.q, module.k, module.v), shop.linear(module.out)
+        if self._is_known:
+            self._qkv, self._out = shop.linear(module.q, module.k, module.v), shop.linear(module.out)
 
     def __call__(self, x: Float[Tensor, "b l c"], residual: Float[Tensor, "b l c"]) -> Float[Tensor, "b l c"]:
         if not self._is_known:
             return residual + self._module(x)
         _before(self._module, x, None)
-        q, k, v = self._qkv(x).unflatten(-1, (3, self._module.heads, -1)).unbind(2)  # [b l heads d]
-        return _added(self._module, self._out, self._attend(q, k, v).flatten(2), residual, x, None)
+        qkv = self._qkv(x).view(*x.shape[:2], 3, self._module.heads, -1)  # [b l 3 heads d]
+        h = self._attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).flatten(2)
+        return _added(self._module, self._out, h, residual, x, None)
 
 
 class _CrossAttention:
@@ -292,14 +296,16 @@ class _CrossAttention:
     def __init__(self, module: Attention, shop: Workshop) -> None:
         self._module, self._attend = module, shop.kernels.attend
         self._is_known = type(module) is Attention
-        self._q, self._kv, self._out = shop.linear(module.q), shop.linear(module.k, module.v), shop.linear(module.out)
+        if self._is_known:
+            self._q, self._kv = shop.linear(module.q), shop.linear(module.k, module.v)
+            self._out = shop.linear(module.out)
 
     def keys_values(self, context: Float[Tensor, "b n d"]) -> KeysValues:
         """As the module gives them: keys and values, [b heads n d]."""
         if not self._is_known:
             return self._module.keys_values(context)
-        k, v = self._kv(context).unflatten(-1, (2, self._module.heads, -1)).unbind(2)  # [b n heads d]
-        return k.transpose(1, 2), v.transpose(1, 2)
+        kv = self._kv(context).view(*context.shape[:2], 2, self._module.heads, -1)  # [b n 2 heads d]
+        return kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
 
     def __call__(
         self, x: Float[Tensor, "b l c"], keys: KeysValues, residual: Float[Tensor, "b l c"]
@@ -307,7 +313,7 @@ class _CrossAttention:
         if not self._is_known:
             return residual + self._module(x, keys)
         _before(self._module, x, keys)
-        q = self._q(x).unflatten(-1, (self._module.heads, -1))  # [b l heads d]
+        q = self._q(x).view(*x.shape[:2], self._module.heads, -1)  # [b l heads d]
         h = self._attend(q, keys[0].transpose(1, 2), keys[1].transpose(1, 2)).flatten(2)
         return _added(self._module, self._out, h, residual, x, keys)
 
@@ -316,9 +322,10 @@ class _FeedForward:
     """GEGLU, added to `residual`: the gate multiplies inside the product that makes the values."""
 
     def __init__(self, module: FeedForward, shop: Workshop) -> None:
-        self._module, self._out = module, shop.linear(module.out)
+        self._module = module
         self._is_known = type(module) is FeedForward and type(module.in_) is nn.Linear
         if self._is_known:
+            self._out = shop.linear(module.out)
             inner = module.in_.out_features // 2
             self._value, self._gate = shop.part(module.in_, slice(0, inner)), shop.part(module.in_, slice(inner, None))
 
@@ -351,19 +358,19 @@ def _are_equal(x: Tensor) -> bool:
 
 def _added(module: nn.Module, out: Any, h: Tensor, residual: Tensor, *arguments: object) -> Tensor:  # Any: a Linear
     """The output projection, added to the residual; apart from it where somebody looks at the module's output."""
-    if module._forward_hooks:  # pyright: ignore[reportPrivateUsage]  # what calling the module would look at
+    if cast(Any, module)._forward_hooks:  # Any: what calling the module would look at
         return residual + _seen(module, out(h), *arguments)
     return out(h, add=residual)
 
 
 def _before(module: nn.Module, *arguments: object) -> None:
     """Call the hooks of those who look at what the module is called with."""
-    for hook in list(module._forward_pre_hooks.values()):  # pyright: ignore[reportPrivateUsage]  # as above
+    for hook in list(cast(Any, module)._forward_pre_hooks.values()):  # Any: as above
         hook(module, arguments)
 
 
 def _seen(module: nn.Module, output: Tensor, *arguments: object) -> Tensor:
     """The output, after the hooks of those who look at it were called."""
-    for hook in list(module._forward_hooks.values()):  # pyright: ignore[reportPrivateUsage]  # as above
+    for hook in list(cast(Any, module)._forward_hooks.values()):  # Any: as above
         hook(module, arguments, output)
     return output

@@ -1,6 +1,7 @@
 """Layers made ready to run with a kernel set, each once, however many networks share it."""
 
 from collections.abc import Callable
+from typing import cast
 from weakref import WeakValueDictionary
 
 import torch
@@ -56,7 +57,10 @@ class Workshop:
         if type(module) is not nn.Conv2d:
             return PlainConvolution(module)
         return self._packed_convolution(
-            ("whole", id(module)), lambda: Weights(module.weight, module.bias), module, module.padding
+            ("whole", id(module)),
+            lambda: Weights(module.weight, module.bias),
+            module,
+            cast("tuple[int, int]", module.padding),
         )
 
     def doubled(self, module: nn.Conv2d) -> PackedConvolution:
@@ -64,11 +68,10 @@ class Workshop:
         return self._packed_convolution(("doubled", id(module)), lambda: phases(module), module, (1, 1))
 
     def _packed_convolution(
-        self, key: tuple[object, ...], read: _Read, module: nn.Conv2d, padding: object
+        self, key: tuple[object, ...], read: _Read, module: nn.Conv2d, padding: tuple[int, int]
     ) -> PackedConvolution:
         made = self._convolution.get(key)
         if made is None:
-            assert isinstance(padding, tuple)
             rows, columns = module.stride
             made = self._convolution[key] = PackedConvolution(read, [module], (rows, columns), padding)
         return made

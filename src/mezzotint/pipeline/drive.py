@@ -15,16 +15,24 @@ from torch import Tensor
 
 from mezzotint.diffusion.parameterisation import Parameterisation, x0_from
 from mezzotint.diffusion.sampling import Row, Rows
+from mezzotint.kernels.execution import Execution
+from mezzotint.kernels.unet import FastUNet
 from mezzotint.models.unet import Conditioning, Prepared, UNet
 
 
 class Network(NamedTuple):
-    """A U-Net, what its output means, and where and how precisely it computes."""
+    """A U-Net, what its output means, and where, how precisely and with which kernels it computes."""
 
     unet: UNet
     parameterisation: Parameterisation
     dtype: torch.dtype
     device: torch.device
+    execution: Execution | None = None
+
+    @property
+    def run(self) -> UNet | FastUNet:
+        """What is called instead of the U-Net: itself, or the same made ready for this processor."""
+        return self.unet if self.execution is None else self.execution.unet(self.unet)
 
 
 class Evaluation(NamedTuple):
@@ -63,7 +71,7 @@ class Predictor:
         c_in = torch.cat(
             [row.x.new_full((row.x.shape[0], 1, 1, 1), network.parameterisation(row.sigma).c_in) for row in rows]
         )
-        output = network.unet((c_in * x).to(network.device, network.dtype), t.to(network.device), prepared)
+        output = network.run((c_in * x).to(network.device, network.dtype), t.to(network.device), prepared)
         outputs = _split(output.to(x.device, torch.float32), rows)
         return torch.cat(
             [x0_from(out, row.x, row.sigma, network.parameterisation) for out, row in zip(outputs, rows, strict=True)]
@@ -75,7 +83,7 @@ class Predictor:
         known = self._prepared.get(key)
         if known is None or any(old is not new for old, new in zip(known[0], asked, strict=True)):
             conditionings = [cast(Conditioning, conditioning) for conditioning in asked]  # opaque in Row
-            known = self._prepared[key] = (asked, network.unet.prepare(_stacked(conditionings, network)))
+            known = self._prepared[key] = (asked, network.run.prepare(_stacked(conditionings, network)))
         return known[1]
 
 
