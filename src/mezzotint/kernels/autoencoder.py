@@ -246,10 +246,11 @@ class BandedAutoencoder:
         out = self._map(channels, 2 * rows, 2 * columns)
         convolution = self._convolution(upsample.conv, is_doubled=True)
         for first, last, band in self._normalised(x, None, 4 * channels):
-            four = convolution(band).split(channels, dim=1)  # outputs at odd or even rows p and columns r
+            four = convolution(band)  # [1 4o rows+1 columns+1]
             to = out.band(2 * first, 2 * last)
-            for phase, part in enumerate(four):
-                p, r = divmod(phase, 2)
+            for phase in range(4):
+                p, r = divmod(phase, 2)  # which of two rows and columns these outputs are
+                part = four[:, phase * channels : (phase + 1) * channels]
                 to[:, :, p::2, r::2] = part[:, :, p : p + last - first, r : r + columns]
             out.note(2 * first, 2 * last)
             yield

@@ -34,17 +34,20 @@ class Execution:
             return unet
         return self._remembered(unet, lambda: FastUNet(unet, self._shop))
 
-    def autoencoder(self, vae: AutoencoderKL) -> AutoencoderKL | BandedAutoencoder:
-        """What encodes and decodes instead of this one: the same in bands of rows, or itself where nothing is packed."""
-        if self.kernels.weights == "plain":
-            return vae
-        return self._remembered(vae, lambda: BandedAutoencoder(vae, self.kernels))
-
     def tower(self, tower: M) -> M:
         """A network of linear layers whose copy shares everything but these, which are packed."""
         if self.kernels.weights == "plain":
             return tower
         return self._remembered(tower, lambda: cast(M, _with_packed(tower, self._shop)))
+
+    def autoencoder(self, vae: AutoencoderKL) -> BandedAutoencoder | AutoencoderKL:
+        """What encodes and decodes instead of this autoencoder: the same in bands, or itself where nothing is packed.
+
+        Bands also keep the memory bounded, so they are used in every dtype that a processor runs packed.
+        """
+        if self.kernels.weights == "plain":
+            return vae
+        return self._remembered(vae, lambda: BandedAutoencoder(vae, self.kernels))
 
     def _remembered(self, original: nn.Module, make: "Callable[[], _T]") -> "_T":
         known = self._ready.get(id(original))  # the original is kept beside it, so that its id stays its own

@@ -87,13 +87,13 @@ class System:
     @torch.no_grad()
     def encode(self, image: Tensor) -> Posterior:
         """Posterior of the latent of an image [1 3 h w] in [-1, 1]; float32."""
-        mean, std = self.vae.encode(image.to(self.device, self.dtype))
+        mean, std = self.kernels.autoencoder(self.vae).encode(image.to(self.device, self.dtype))
         return Posterior(mean.float().cpu(), std.float().cpu())
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """Image [1 3 h w] of a latent; float32."""
-        return self.vae.decode(latent.to(self.device, self.dtype)).float().cpu()
+        return self.kernels.autoencoder(self.vae).decode(latent.to(self.device, self.dtype)).float().cpu()
 
     @torch.no_grad()
     def embed(self, pixels: Tensor) -> Tensor:
