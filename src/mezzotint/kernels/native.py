@@ -75,12 +75,17 @@ def instructions() -> frozenset[str]:
         _log.warning("the compiled kernels are not built, torch's own are slower: run `mezzotint doctor --build`")
         return frozenset()
     try:
-        if not hasattr(_ops, "instructions"):  # a process can register operators once
+        if not is_loaded():  # a process can register operators once
             torch.ops.load_library(path)  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped
         return frozenset(_ops.instructions().split())
     except OSError as error:
         _log.warning("the compiled kernels cannot be loaded, torch's own are slower (%s): %s", error, path)
         return frozenset()
+
+
+def is_loaded() -> bool:
+    """Whether this process has the compiled operations, of whichever cache."""
+    return hasattr(_ops, "instructions")
 
 
 def library() -> Path:
@@ -124,6 +129,8 @@ def build(*, force: bool = False) -> Path:
         libraries = Path(torch.__file__).parent / "lib"
         linked = ["-shared", *map(str, objects), f"-L{libraries}", "-ltorch_cpu", "-lc10", "-fopenmp"]
         _run([[program, *linked, "-o", str(whole)]])
+        if not whole.exists():
+            raise MezzotintError(f"{program} wrote no library; everything works without, by torch's own kernels")
         with atomic(path) as file:
             file.write(whole.read_bytes())
     instructions.cache_clear()
