@@ -77,6 +77,18 @@ def test_attention_survives_keys_that_outdo_the_first(last: int, generator: torc
 
 
 @needs_pairs
+@pytest.mark.parametrize("name", SHAPES)
+def test_attention_by_tiles_is_its_definition(name: str, generator: torch.Generator):
+    """What runs on processors with AMX: oneDNN's matrix products, which run on others too."""
+    if not is_compiled_here():
+        return
+    q, k, v = drawn(SHAPES[name], generator, size=2)
+    scale = q.shape[-1] ** -0.5
+    actual = torch.ops.mezzotint.attention_by_tiles(q, k, v, scale)
+    assert relative(actual, defined(q, k, v, scale)) < BFLOAT16
+
+
+@needs_pairs
 def test_attention_of_equal_values_is_that_value(generator: torch.Generator):
     """Weights sum to 1: a forgotten key, or one too many, would show."""
     q, k, v = drawn((2, 70, 77, 2, 40), generator)
