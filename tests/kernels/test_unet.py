@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mezzotint.kernels.choices import NATIVE, PACKED, KernelSet
 from mezzotint.kernels.execution import Execution
+from mezzotint.kernels.memory import Memory
 from mezzotint.kernels.unet import FastUNet
 from mezzotint.kernels.workshop import Workshop, phases
 from mezzotint.models.attention import Attention
@@ -214,3 +215,35 @@ def test_phases_do_before_the_upsampling_what_the_convolution_does_behind_it(
         torch.testing.assert_close(found, behind[:, :, i::2, j::2])
         mixed = four[:, 2 * phase : 2 * phase + 2, 1 - i : 1 - i + h, 1 - j : 1 - j + w]
         assert not torch.allclose(mixed, behind[:, :, i::2, j::2])  # the other phase's place would be wrong
+
+
+@torch.no_grad()
+def test_with_a_memory_the_middle_runs_at_some_queries_only(generator: torch.Generator):
+    """Where nothing changes, what is remembered is what would be computed; three blocks still run."""
+    unet = drawn(SD1, generator)
+    x, t, cond = asked(SD1, generator)
+    ran: list[str] = []
+
+    def counting(name: str) -> Any:  # Any: a hook
+        def hook(_: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+            ran.append(name)
+
+        return hook
+
+    for name in ["down.0.blocks.0", "down.1.blocks.0", "middle", "up.2.blocks.0", "up.2.blocks.1", "up.2.blocks.2"]:
+        unet.get_submodule(name).register_forward_hook(counting(name))
+    fast = FastUNet(unet, Workshop(PACKED))
+    prepared, memory = fast.prepare(cond), Memory(every=2)
+    whole = fast(x, t, prepared, memory)
+    assert len(ran) == 6
+    assert torch.equal(whole, fast(x, t, prepared))
+    ran.clear()
+    assert torch.equal(fast(x, t, prepared, memory), whole)
+    assert ran == ["down.0.blocks.0", "up.2.blocks.1", "up.2.blocks.2"]
+    other = torch.randn(x.shape, generator=generator)
+    fast(x, t, prepared, memory)
+    shallow = fast(other, t, prepared, memory)
+    assert relative(shallow, fast(other, t, prepared)) > 1e-3  # an approximation
+    alone = Conditioning(context=None if cond.context is None else cond.context[:1])
+    fast(x, t, prepared, memory)
+    assert relative(fast(x[:1], t[:1], fast.prepare(alone), memory), whole[:1]) < TOLERANCE  # one row of two

@@ -23,12 +23,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mezzotint.errors import ConfigError
+from mezzotint.kernels.memory import Memory
 from mezzotint.kernels.workshop import Workshop
 from mezzotint.models.attention import Attention, FeedForward, KeysValues, LayerKeys, Transformer, TransformerLayer
 from mezzotint.models.blocks import ResBlock, Upsample
 from mezzotint.models.unet import Block, Conditioning, Middle, Prepared, UNet, timestep_embedding
 
 REMEMBERED_TIMESTEPS = 256
+LAST_BLOCKS = 2  # that run at every query even if the rest is remembered
 
 
 class Told(NamedTuple):
@@ -75,9 +77,9 @@ class FastUNet:
             yield from blocks
 
     def __call__(
-        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, "b"], prepared: Prepared
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, "b"], prepared: Prepared, memory: Memory | None = None
     ) -> Float[Tensor, "b o h w"]:
-        """The network's output F for x already scaled by c_in."""
+        """The network's output F for x already scaled by c_in; with a memory, an approximation of it."""
         unet, rows = self.original, len(x)
         _before(unet, x, t, prepared)
         if prepared.concat is not None:
@@ -88,9 +90,25 @@ class FastUNet:
         if rows > 1 and all(bias is not None for bias in told.biases) and _are_equal(x):
             x = x[:1]  # until something looks at the prompt, all rows are the same
 
-        keys = iter(prepared.keys)
         x = x.contiguous(memory_format=torch.channels_last)
         h = _seen(unet.conv_in, self._conv_in(x), x)
+        deep = None if memory is None or prepared.control is not None else memory.recall(rows, h.shape[-2:])
+        h = self._whole(h, told, prepared, memory) if deep is None else self._shallow(h, deep, told, prepared)
+        h = self._normalise(h, unet.norm_out, is_silu=True)
+        out = _seen(unet.conv_out, self._conv_out(h), h)
+        return _seen(unet, out.expand(rows, -1, -1, -1), x, t, prepared)
+
+    def _shallow(self, h: Tensor, deep: Tensor, told: Told, prepared: Prepared) -> Tensor:
+        """The first block and the last two, with the map that lay between them at an earlier query."""
+        skips = [h, self._down[0][0][0](h, told, prepared.keys[0])]
+        h = deep
+        for block, keys in zip(self._up[-1][0][-LAST_BLOCKS:], prepared.keys[-LAST_BLOCKS:], strict=True):
+            h = block(_joined(h, skips.pop()), told, keys)
+        return h
+
+    def _whole(self, h: Tensor, told: Told, prepared: Prepared, memory: Memory | None) -> Tensor:
+        """All blocks."""
+        keys = iter(prepared.keys)
         skips = [h]
         for (blocks, resample), halve in zip(self._down, self._halve, strict=True):
             for block in blocks:
@@ -106,13 +124,13 @@ class FastUNet:
             h = h + prepared.control.middle
         for (blocks, resample), double in zip(self._up, self._double, strict=True):
             for block in blocks:
+                if memory is not None and len(skips) == LAST_BLOCKS:
+                    memory.keep(h)
                 h = block(_joined(h, skips.pop()), told, next(keys))
             if resample is not None and double is not None:
                 size = skips[-1].shape[-2:]
                 h = _seen(resample, double(h, (size[0], size[1])), h, size)
-        h = self._normalise(h, unet.norm_out, is_silu=True)
-        out = _seen(unet.conv_out, self._conv_out(h), h)
-        return _seen(unet, out.expand(rows, -1, -1, -1), x, t, prepared)
+        return h
 
     def _told(self, t: Tensor, dtype: torch.dtype, prepared: Prepared) -> Told:
         """From memory where only one timestep is told."""

@@ -6,7 +6,7 @@ turn.
 """
 
 import itertools
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from mezzotint.diffusion.parameterisation import Parameterisation, x0_from
 from mezzotint.diffusion.sampling import Row, Rows
 from mezzotint.kernels.execution import Execution
+from mezzotint.kernels.memory import Memory
 from mezzotint.kernels.unet import FastUNet
 from mezzotint.models.unet import Conditioning, Prepared, UNet
 
@@ -33,6 +34,13 @@ class Network(NamedTuple):
     def run(self) -> UNet | FastUNet:
         """What is called instead of the U-Net: itself, or the same made ready for this processor."""
         return self.unet if self.execution is None else self.execution.unet(self.unet)
+
+    def asked(self, rows: Sequence[Row], x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
+        """The output for x, already scaled, of these rows; with their picture's memory where it has one."""
+        run, memory = self.run, rows[0].memory
+        if isinstance(run, FastUNet) and isinstance(memory, Memory):
+            return run(x, t, prepared, memory)
+        return run(x, t, prepared)
 
 
 class Evaluation(NamedTuple):
@@ -71,7 +79,7 @@ class Predictor:
         c_in = torch.cat(
             [row.x.new_full((row.x.shape[0], 1, 1, 1), network.parameterisation(row.sigma).c_in) for row in rows]
         )
-        output = network.run((c_in * x).to(network.device, network.dtype), t.to(network.device), prepared)
+        output = network.asked(rows, (c_in * x).to(network.device, network.dtype), t.to(network.device), prepared)
         outputs = _split(output.to(x.device, torch.float32), rows)
         return torch.cat(
             [x0_from(out, row.x, row.sigma, network.parameterisation) for out, row in zip(outputs, rows, strict=True)]

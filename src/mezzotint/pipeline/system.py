@@ -1,6 +1,7 @@
 """A loaded model: its networks ready to run, the rules by which it reads prompts, and what it is called in records."""
 
 import platform
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from mezzotint.names import PRESETS, PresetInfo
 from mezzotint.pipeline.drive import Network
 from mezzotint.pipeline.hashes import start_hash
 from mezzotint.pipeline.unclip import Statistics, read_statistics
-from mezzotint.prompts.encode import LAST, RULES, EmptyNegative, TowerRule, empty_negative
+from mezzotint.prompts.encode import LAST, RULES, EmptyNegative, Encoded, TowerRule, empty_negative
 from mezzotint.prompts.tokenizer import Tokenizer, bundled, from_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -71,6 +72,9 @@ class System:
     dtype: torch.dtype
     device: torch.device
     kernels: Execution
+    prompts: OrderedDict[tuple[object, ...], tuple[Encoded, Encoded]] = field(
+        default_factory=OrderedDict[tuple[object, ...], "tuple[Encoded, Encoded]"], init=False
+    )  # what was encoded lately
     _companions: dict[str, "System"] = field(default_factory=dict[str, "System"], init=False)
     _hashes: dict[str, Future[str]] = field(default_factory=dict[str, "Future[str]"], init=False)
 
