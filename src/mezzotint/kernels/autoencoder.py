@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mezzotint.kernels import native
+from mezzotint.kernels.choices import PACKED, KernelSet
 from mezzotint.kernels.packed import PackedConvolution, Weights, is_packable
 from mezzotint.kernels.workshop import phases
 from mezzotint.models.attention import Attention
@@ -53,8 +54,9 @@ _log = logging.getLogger(__name__)
 class Map:
     """A feature map [1 c h w] that is written band by band, and the moments of what was written."""
 
-    def __init__(self, data: Tensor) -> None:
+    def __init__(self, data: Tensor, kernels: KernelSet = PACKED) -> None:
         self.data = data
+        self._moments = native.moments if kernels.norm == "native" else native.moments_by_torch
         self._count = 0
         self._mean = torch.zeros(data.shape[1], dtype=torch.float64)
         self._squares = torch.zeros(data.shape[1], dtype=torch.float64)  # of distances from the mean
@@ -71,7 +73,7 @@ class Map:
     def note(self, first: int, last: int) -> None:
         """These rows are written: their moments join those of the rows before."""
         band = self.band(first, last)
-        mean, squares = native.moments(band)[:, 0]
+        mean, squares = self._moments(band)[:, 0]
         count = band.shape[2] * band.shape[3]
         whole, away = self._count + count, mean - self._mean
         self._squares += squares + away**2 * (self._count * count / whole)
@@ -135,12 +137,14 @@ class BandedAutoencoder:
     def __init__(
         self,
         vae: AutoencoderKL,
+        kernels: KernelSet = PACKED,
         *,
         band_bytes: int = BAND_BYTES,
         max_bytes: int = MAX_BYTES,
         scratch: Path | None = None,
     ) -> None:
-        self.vae = vae
+        self.vae, self.kernels = vae, kernels
+        self._scale_into = native.scale_into if kernels.norm == "native" else native.scale_into_by_torch
         self.band_bytes, self.max_bytes, self.scratch = band_bytes, max_bytes, scratch
         self._convolutions: dict[int, _Convolution] = {}
 
@@ -242,11 +246,12 @@ class BandedAutoencoder:
         out = self._map(channels, 2 * rows, 2 * columns)
         convolution = self._convolution(upsample.conv, is_doubled=True)
         for first, last, band in self._normalised(x, None, 4 * channels):
-            four = convolution(band).unflatten(1, (2, 2, channels))[0]  # [2 2 o rows+1 columns+1]
+            four = convolution(band)  # [1 4o rows+1 columns+1]
             to = out.band(2 * first, 2 * last)
-            for p in (0, 1):
-                for r in (0, 1):
-                    to[0, :, p::2, r::2] = four[p, r, :, p : p + last - first, r : r + columns]
+            for phase in range(4):
+                p, r = divmod(phase, 2)  # which of two rows and columns these outputs are
+                part = four[:, phase * channels : (phase + 1) * channels]
+                to[:, :, p::2, r::2] = part[:, :, p : p + last - first, r : r + columns]
             out.note(2 * first, 2 * last)
             yield
         return out
@@ -272,7 +277,7 @@ class BandedAutoencoder:
         keys, values = (torch.empty(1, rows * columns, channels, dtype=self._dtype) for _ in range(2))
         for first, last in self._bands(rows, columns * channels):
             here = slice(first * columns, last * columns)
-            positions = _positions(x.band(first, last), factors)
+            positions = self._positions(x.band(first, last), factors)
             keys[:, here], values[:, here] = attention.k(positions), attention.v(positions)
             yield
         x.forget()
@@ -280,8 +285,8 @@ class BandedAutoencoder:
         for first in range(0, rows, step):
             last = min(first + step, rows)
             band = x.band(first, last)
-            queries = attention.q(_positions(band, factors))
-            seen = native.attention(queries[:, :, None], keys[:, :, None], values[:, :, None])[:, :, 0]  # [1 l c]
+            queries = attention.q(self._positions(band, factors))
+            seen = self.kernels.attend(queries[:, :, None], keys[:, :, None], values[:, :, None])[:, :, 0]  # [1 l c]
             band += attention.out(seen).transpose(1, 2).unflatten(2, (last - first, columns))
             x.note(first, last)
             yield
@@ -307,8 +312,14 @@ class BandedAutoencoder:
             if factors is None:
                 inside.copy_(x.band(top, bottom))
             else:
-                native.scale_into(inside, x.band(top, bottom), *factors, silu=True)
+                self._scale_into(inside, x.band(top, bottom), *factors, silu=True)
             yield first, last, band
+
+    def _positions(self, band: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
+        """[1 l c] of a band, normalised."""
+        out = torch.empty_like(band)
+        self._scale_into(out, band, *factors, silu=False)
+        return out.permute(0, 2, 3, 1).flatten(1, 2)
 
     def _bands(self, rows: int, row_values: int) -> Iterator[tuple[int, int]]:
         """Equal bands of rows of so many values, each of at most `band_bytes` if a row is."""
@@ -320,10 +331,10 @@ class BandedAutoencoder:
         shape, dtype = (1, channels, rows, columns), self._dtype
         if math.prod(shape) * dtype.itemsize > self.max_bytes:
             try:
-                return Map(in_file(shape, dtype, self.scratch or cache_folder() / "scratch"))
+                return Map(in_file(shape, dtype, self.scratch or cache_folder() / "scratch"), self.kernels)
             except OSError as error:
                 _log.warning("no scratch file (%s): a map of %s values is kept in memory", error, math.prod(shape))
-        return Map(_uninitialised(shape, dtype))
+        return Map(_uninitialised(shape, dtype), self.kernels)
 
     def _convolution(self, conv: nn.Conv2d, *, is_doubled: bool = False) -> _Convolution:
         made = self._convolutions.get(id(conv))
@@ -352,13 +363,6 @@ def in_file(shape: tuple[int, int, int, int], dtype: torch.dtype, folder: Path) 
 
 def _uninitialised(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
-
-
-def _positions(band: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
-    """[1 l c] of a band, normalised."""
-    out = torch.empty_like(band)
-    native.scale_into(out, band, *factors, silu=False)
-    return out.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _each(run: Callable[[Tensor], Bands[Tensor]], batch: Tensor) -> Bands[Tensor]:

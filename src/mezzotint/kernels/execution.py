@@ -47,7 +47,7 @@ class Execution:
         """
         if self.kernels.weights == "plain":
             return vae
-        return self._remembered(vae, lambda: BandedAutoencoder(vae))
+        return self._remembered(vae, lambda: BandedAutoencoder(vae, self.kernels))
 
     def _remembered(self, original: nn.Module, make: "Callable[[], _T]") -> "_T":
         known = self._ready.get(id(original))  # the original is kept beside it, so that its id stays its own

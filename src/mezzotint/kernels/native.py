@@ -75,12 +75,17 @@ def instructions() -> frozenset[str]:
         _log.warning("the compiled kernels are not built, torch's own are slower: run `mezzotint doctor --build`")
         return frozenset()
     try:
-        if not hasattr(_ops, "instructions"):  # a process can register operators once
+        if not is_loaded():  # a process can register operators once
             torch.ops.load_library(path)  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped
         return frozenset(_ops.instructions().split())
     except OSError as error:
         _log.warning("the compiled kernels cannot be loaded, torch's own are slower (%s): %s", error, path)
         return frozenset()
+
+
+def is_loaded() -> bool:
+    """Whether this process has the compiled operations, of whichever cache."""
+    return hasattr(_ops, "instructions")
 
 
 def library() -> Path:
@@ -124,6 +129,8 @@ def build(*, force: bool = False) -> Path:
         libraries = Path(torch.__file__).parent / "lib"
         linked = ["-shared", *map(str, objects), f"-L{libraries}", "-ltorch_cpu", "-lc10", "-fopenmp"]
         _run([[program, *linked, "-o", str(whole)]])
+        if not whole.exists():
+            raise MezzotintError(f"{program} wrote no library; everything works without, by torch's own kernels")
         with atomic(path) as file:
             file.write(whole.read_bytes())
     instructions.cache_clear()
@@ -145,9 +152,8 @@ def attention(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if _is_attention_compiled(q, k, v, scale):
         return _ops.attention(q, k, v, scale)
-    return F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale
-    ).transpose(1, 2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
 def group_norm(
@@ -178,6 +184,11 @@ def moments(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 b c"]:
     """Mean, and sum of squared distances from it, of every picture and channel; float64."""
     if _is_normalisable(x):
         return _ops.moments(x)
+    return moments_by_torch(x)
+
+
+def moments_by_torch(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 b c"]:
+    """`moments` without anything compiled."""
     squares, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
     return torch.stack([mean.double(), squares.double() * (x.shape[2] * x.shape[3])])
 
@@ -193,7 +204,19 @@ def scale_into(
     """Write x * scale + offset, then SiLU if asked, into y: the second half of a GroupNorm. Scale, offset: float32."""
     if _is_normalisable(x, y, scale, offset):
         _ops.scaled(x, scale, offset, silu, y)
-        return
+    else:
+        scale_into_by_torch(y, x, scale, offset, silu=silu)
+
+
+def scale_into_by_torch(
+    y: Float[Tensor, "b c h w"],
+    x: Float[Tensor, "b c h w"],
+    scale: Float[Tensor, "b c"],
+    offset: Float[Tensor, "b c"],
+    *,
+    silu: bool,
+) -> None:
+    """`scale_into` without anything compiled."""
     h = torch.addcmul(offset[:, :, None, None], x.float(), scale[:, :, None, None])
     y.copy_(F.silu(h) if silu else h)
 

@@ -37,5 +37,20 @@ int64_t workspace(const Shape &);
 void attend(const Shape &, const uint16_t *q, int64_t q_stride, const uint16_t *keys, const uint16_t *values,
             uint16_t *out, int64_t out_stride, float scale, int64_t block, float *work);
 
+// The same for processors that multiply whole tiles (AMX): what lies between the two matrix products, which are
+// oneDNN's. A block is [first, first + count) of the queries, `row` lanes wide; `scores` are [keys][row].
+
+// Queries as [width/2][row][2], zeros behind the last.
+void pack_queries(const Shape &, const uint16_t *q, int64_t stride, int64_t first, int64_t row, uint16_t *packed);
+// Values of one head as [width][stride], zeros behind the last key. Channels [begin, end).
+void transpose_values(const Shape &, const uint16_t *v, int64_t from, uint16_t *packed, int64_t stride, int64_t begin,
+                      int64_t end);
+// Running maximum and sum per query join those of `keys` more scores, which become probabilities [keys/2][row][2], keys
+// rounded up to a pair; what was accumulated, [width][row], is rescaled to the new maximum.
+void weigh(const float *scores, int64_t keys, int64_t row, float scale, float *top, float *sum, float *accumulated,
+           int64_t width, uint16_t *probabilities);
+void write(const Shape &, const float *accumulated, const float *sum, int64_t first, int64_t row, uint16_t *out,
+           int64_t out_stride);
+
 } // namespace avx512bf16
 } // namespace mezzotint

@@ -21,6 +21,7 @@ namespace mezzotint::avx512bf16 {
 namespace {
 
 constexpr int64_t BLOCK = 128;          // keys per block: keys, values and probabilities stay in the first cache
+constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float TOO_LARGE = 0x1p64f;    // of a sum of exponentials
 
 // 2^x to 8e-5, a twenty-fifth of what rounding to bfloat16 loses; 0 for -inf, inf from 128 on.
@@ -62,6 +63,40 @@ inline void scores(const uint16_t *keys, const uint16_t *q, int64_t width, __m51
       const __m512bh a = broadcast(keys + 2 * r);
 #pragma GCC unroll 3
       for (int c = 0; c < V; c++) s[r][c] = _mm512_dpbf16_ps(s[r][c], a, b[c]);
+    }
+  }
+}
+
+// Byte offsets of 16 rows.
+inline __m512i sixteen(int64_t stride) {
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  return _mm512_mullo_epi32(lane, _mm512_set1_epi32((int)(2 * stride)));
+}
+inline __mmask16 present(int64_t count, int64_t lane) {
+  return (__mmask16)((1u << std::clamp<int64_t>(count - lane, 0, LANES)) - 1);
+}
+
+// `count` queries [count][width] as [width/2][row][2], zeros behind them.
+inline void gathered(const uint16_t *q, int64_t stride, int64_t width, int64_t count, int64_t row, uint16_t *packed) {
+  for (int64_t lane = 0; lane < row; lane += LANES)
+    for (int64_t j = 0; j < width / 2; j++) {
+      const __m512i pair = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), present(count, lane), sixteen(stride),
+                                                       q + lane * stride + 2 * j, 1);
+      _mm512_store_si512(packed + 2 * (j * row + lane), pair);
+    }
+}
+
+// o [width][row] / sum as `count` rows of 16-bit values.
+inline void scattered(const float *o, const __m512 *sum, int64_t width, int64_t count, int64_t row, uint16_t *out,
+                      int64_t stride) {
+  for (int64_t lane = 0; lane < row; lane += LANES) {
+    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), sum[lane / LANES]);
+    for (int64_t j = 0; j < width / 2; j++) {
+      const float *from = o + 2 * j * row + lane;
+      const __m512 even = _mm512_mul_ps(_mm512_load_ps(from), inverse);
+      const __m512 odd = _mm512_mul_ps(_mm512_load_ps(from + row), inverse);
+      _mm512_mask_i32scatter_epi32(out + lane * stride + 2 * j, present(count, lane), sixteen(stride),
+                                   paired(even, odd), 1);
     }
   }
 }
@@ -122,18 +157,7 @@ void attend_block(const Shape &shape, const uint16_t *q, int64_t q_stride, const
   auto *packed = reinterpret_cast<uint16_t *>(work); // [width/2][ROW][2]
   float *o = work + width / 2 * ROW;                 // [width][ROW]
   auto *p = reinterpret_cast<uint16_t *>(o + width * ROW);
-  const auto many = [count](int c) { return std::clamp<int64_t>(count - LANES * c, 0, LANES); };
-
-  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i rows = _mm512_mullo_epi32(lane, _mm512_set1_epi32((int)(2 * q_stride))); // bytes
-  for (int c = 0; c < V; c++) {
-    const __mmask16 mask = (__mmask16)((1u << many(c)) - 1);
-    for (int64_t j = 0; j < width / 2; j++) {
-      const __m512i pair =
-          _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, rows, q + c * LANES * q_stride + 2 * j, 1);
-      _mm512_store_si512(packed + 2 * (j * ROW + c * LANES), pair);
-    }
-  }
+  gathered(q, q_stride, width, count, ROW, packed);
   std::memset(o, 0, sizeof(float) * width * ROW);
 
   Softmax<V> softmax{shape, packed, scale, {}, {}};
@@ -189,17 +213,7 @@ void attend_block(const Shape &shape, const uint16_t *q, int64_t q_stride, const
     }
   }
 
-  const __m512i places = _mm512_mullo_epi32(lane, _mm512_set1_epi32((int)(2 * out_stride)));
-  for (int c = 0; c < V; c++) {
-    const __mmask16 mask = (__mmask16)((1u << many(c)) - 1);
-    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), softmax.sum[c]);
-    for (int64_t j = 0; j < width / 2; j++) {
-      const float *from = o + 2 * j * ROW + c * LANES;
-      const __m512 even = _mm512_mul_ps(_mm512_load_ps(from), inverse);
-      const __m512 odd = _mm512_mul_ps(_mm512_load_ps(from + ROW), inverse);
-      _mm512_mask_i32scatter_epi32(out + c * LANES * out_stride + 2 * j, mask, places, paired(even, odd), 1);
-    }
-  }
+  scattered(o, softmax.sum, width, count, ROW, out, out_stride);
 }
 
 } // namespace
@@ -235,6 +249,50 @@ void pack_values(const Shape &shape, const uint16_t *v, int64_t stride, uint16_t
     }
 }
 
+void pack_queries(const Shape &shape, const uint16_t *q, int64_t stride, int64_t first, int64_t row,
+                  uint16_t *packed) {
+  gathered(q + first * stride, stride, shape.width, std::min(row, shape.queries - first), row, packed);
+}
+
+void transpose_values(const Shape &shape, const uint16_t *v, int64_t from, uint16_t *packed, int64_t stride,
+                      int64_t begin, int64_t end) {
+  for (int64_t c = begin; c < end; c++)
+    for (int64_t key = 0; key < stride; key++) packed[c * stride + key] = key < shape.keys ? v[key * from + c] : 0;
+}
+
+void weigh(const float *scores, int64_t keys, int64_t row, float scale, float *top, float *sum, float *accumulated,
+           int64_t width, uint16_t *probabilities) {
+  const __m512 factor = _mm512_set1_ps(scale * LOG2_E), none = _mm512_set1_ps(-INFINITY);
+  for (int64_t lane = 0; lane < row; lane += LANES) {
+    const __m512 before = _mm512_load_ps(top + lane);
+    __m512 most = none, total = _mm512_setzero_ps();
+    for (int64_t key = 0; key < keys; key++) most = _mm512_max_ps(most, _mm512_load_ps(scores + key * row + lane));
+    most = _mm512_max_ps(before, _mm512_mul_ps(most, factor));
+    for (int64_t key = 0; key < keys; key += 2) {
+      const float *s = scores + key * row + lane;
+      const __m512 last = key + 1 < keys ? _mm512_load_ps(s + row) : none;
+      const __m512 even = exp2(_mm512_fmsub_ps(_mm512_load_ps(s), factor, most));
+      const __m512 odd = exp2(_mm512_fmsub_ps(last, factor, most));
+      total = _mm512_add_ps(total, _mm512_add_ps(even, odd));
+      _mm512_store_si512(probabilities + key * row + 2 * lane, paired(even, odd));
+    }
+    const __m512 alpha = exp2(_mm512_sub_ps(before, most));
+    if (_mm512_cmp_ps_mask(before, most, _CMP_NEQ_UQ))
+      for (int64_t c = 0; c < width; c++) {
+        float *at = accumulated + c * row + lane;
+        _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), alpha));
+      }
+    _mm512_store_ps(top + lane, most);
+    _mm512_store_ps(sum + lane, _mm512_fmadd_ps(_mm512_load_ps(sum + lane), alpha, total));
+  }
+}
+
+void write(const Shape &shape, const float *accumulated, const float *sum, int64_t first, int64_t row, uint16_t *out,
+           int64_t out_stride) {
+  scattered(accumulated, reinterpret_cast<const __m512 *>(sum), shape.width, std::min(row, shape.queries - first), row,
+            out + first * out_stride, out_stride);
+}
+
 int64_t workspace(const Shape &shape) {
   return LANES * MAX_VECTORS * (shape.width / 2 + shape.width + BLOCK / 2);
 }
@@ -247,7 +305,7 @@ void attend(const Shape &shape, const uint16_t *q, int64_t q_stride, const uint1
   const int64_t count = std::min(last * LANES, shape.queries) - first * LANES;
   q += first * LANES * q_stride;
   out += first * LANES * out_stride;
-  const float in_log2 = scale * 1.4426950408889634f;
+  const float in_log2 = scale * LOG2_E;
   const auto run = last - first == 3 ? attend_block<3> : last - first == 2 ? attend_block<2> : attend_block<1>;
   run(shape, q, q_stride, keys, values, out, out_stride, in_log2, count, work);
 }

@@ -1,10 +1,12 @@
 // The operations as torch sees them: shapes, memory, threads, and the choice of kernel for this processor.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cmath>
+#include <limits>
 
 #include "attention.h"
 #include "group_norm.h"
@@ -19,6 +21,7 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_tiles() { return at::native::cpublas::could_pack(at::kBFloat16); } // AMX, by oneDNN's own check
 bool has_bf16_pairs() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 
 // A buffer for vectors of 64 bytes.
@@ -30,7 +33,7 @@ Strided strided(const Tensor &x) {
   return {reinterpret_cast<const uint16_t *>(x.const_data_ptr()), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-Tensor attention(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
+Shape checked(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
   TORCH_CHECK(has_bf16_pairs(), "attention: this processor has no AVX512-BF16");
   for (const Tensor &x : {q, k, v}) {
     TORCH_CHECK(x.dim() == 4 && x.scalar_type() == at::kBFloat16 && x.stride(3) == 1,
@@ -41,6 +44,63 @@ Tensor attention(const Tensor &q, const Tensor &k, const Tensor &v, double scale
   const Shape shape{q.size(0), q.size(2), q.size(1), k.size(1), q.size(3)};
   TORCH_CHECK(shape.width % GROUP == 0 && shape.keys > 0 && scale > 0,
               "attention: width ", shape.width, " is no multiple of 8, or no keys, or scale ", scale, " not above 0");
+  return shape;
+}
+
+// Attention with both products by oneDNN, which uses tiles (AMX) where the processor has them.
+Tensor attention_by_tiles(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
+  constexpr int64_t BLOCK = 256, ROW = 48; // keys and queries at once
+  const Shape shape = checked(q, k, v, scale);
+  Tensor out = at::empty({shape.batch, shape.queries, shape.heads, shape.width}, q.options());
+  if (out.numel() == 0) return out;
+
+  const Strided qs = strided(q), ks = strided(k), vs = strided(v);
+  const int64_t heads = shape.batch * shape.heads, stride = (shape.keys + 31) / 32 * 32, width = shape.width;
+  const int64_t blocks = (shape.queries + ROW - 1) / ROW;
+  const Tensor packed = buffer(heads * width * stride, at::kBFloat16, q);
+  auto *values = reinterpret_cast<uint16_t *>(packed.mutable_data_ptr());
+  at::parallel_for(0, heads * width, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end;) {
+      const int64_t head = at / width, first = at % width, last = std::min(width, first + end - at);
+      const uint16_t *from = vs.data + head / shape.heads * vs.batch + head % shape.heads * vs.head;
+      avx512bf16::transpose_values(shape, from, vs.position, values + head * width * stride, stride, first, last);
+      at += last - first;
+    }
+  });
+  auto *result = reinterpret_cast<uint16_t *>(out.mutable_data_ptr());
+  at::parallel_for(0, heads * blocks, 1, [&](int64_t begin, int64_t end) {
+    const Tensor memory = buffer(ROW * (width / 2 + width + BLOCK + BLOCK / 2 + 2), at::kFloat, q);
+    float *scores = memory.mutable_data_ptr<float>(), *o = scores + BLOCK * ROW, *top = o + width * ROW;
+    float *sum = top + ROW;
+    auto *queries = reinterpret_cast<at::BFloat16 *>(sum + ROW), *weights = queries + width * ROW;
+    for (int64_t at = begin; at < end; at++) {
+      const int64_t head = at / blocks, b = head / shape.heads, h = head % shape.heads, first = at % blocks * ROW;
+      const auto *keys = reinterpret_cast<const at::BFloat16 *>(ks.data + b * ks.batch + h * ks.head);
+      const auto *turned = reinterpret_cast<const at::BFloat16 *>(values + head * width * stride);
+      avx512bf16::pack_queries(shape, qs.data + b * qs.batch + h * qs.head, qs.position, first, ROW,
+                               reinterpret_cast<uint16_t *>(queries));
+      std::fill_n(o, width * ROW, 0.0f);
+      std::fill_n(sum, ROW, 0.0f);
+      std::fill_n(top, ROW, -std::numeric_limits<float>::infinity());
+      for (int64_t key = 0; key < shape.keys; key += BLOCK) {
+        const int64_t count = std::min(BLOCK, shape.keys - key);
+        at::native::cpublas::brgemm(count, ROW, width, ks.position, ROW, ROW, false, keys + key * ks.position, queries,
+                                    scores);
+        avx512bf16::weigh(scores, count, ROW, (float)scale, top, sum, o, width,
+                          reinterpret_cast<uint16_t *>(weights));
+        at::native::cpublas::brgemm(width, ROW, (count + 1) / 2 * 2, stride, ROW, ROW, true, turned + key, weights, o);
+      }
+      avx512bf16::write(shape, o, sum, first, ROW,
+                        result + (b * shape.queries * shape.heads + h) * width, shape.heads * width);
+    }
+    at::native::cpublas::brgemm_release();
+  });
+  return out;
+}
+
+Tensor attention(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
+  const Shape shape = checked(q, k, v, scale);
+  if (has_tiles()) return attention_by_tiles(q, k, v, scale);
   Tensor out = at::empty({shape.batch, shape.queries, shape.heads, shape.width}, q.options());
   if (out.numel() == 0) return out;
 
@@ -222,6 +282,7 @@ std::string instructions() {
 TORCH_LIBRARY(mezzotint, m) {
   m.def("instructions() -> str", instructions);
   m.def("attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor");
+  m.def("attention_by_tiles(Tensor q, Tensor k, Tensor v, float scale) -> Tensor");
   m.def("group_norm(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? shift, "
         "ScalarType? dtype) -> Tensor");
   m.def("moments(Tensor x) -> Tensor");
@@ -230,6 +291,7 @@ TORCH_LIBRARY(mezzotint, m) {
 
 TORCH_LIBRARY_IMPL(mezzotint, CPU, m) {
   m.impl("attention", attention);
+  m.impl("attention_by_tiles", attention_by_tiles);
   m.impl("group_norm", group_norm);
   m.impl("moments", moments);
   m.impl("scaled", scaled);
