@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import yaml
 
-from mezzotint.checkpoints.checkpoint import Checkpoint, Component, save_folder
+from mezzotint.checkpoints.checkpoint import Checkpoint, Component, read, save_folder
 from mezzotint.checkpoints.files import read_header, read_json, read_state, sha256_of, write_json, write_state
 from mezzotint.checkpoints.scheduler import SchedulerConfig
 from mezzotint.checkpoints.translate import Config
@@ -33,7 +33,8 @@ from mezzotint.training.state import MANIFEST, complete
 from mezzotint.training.unet import UNetSettings
 
 NETWORKS = {"autoencoder": "autoencoder", "clip": "text", "unet": "unet"}  # part -> what others need of its export
-TOKENIZER = "tokenizer"
+COMPONENTS = {"autoencoder": "vae", "clip": "text_encoder"}  # role in `needs` -> folder of a model
+TOKENIZER, MODEL_INDEX = "tokenizer", "model_index.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,13 +60,13 @@ class Card:
     recipe: Mapping[str, Any]  # Any: the settings of a recipe, as YAML has them
 
 
-def pack_network(config: TrainConfig, run: Path, data: Path, out: Path) -> Card:
+def pack_network(stages: Sequence[TrainConfig], run: Path, data: Path, out: Path) -> Card:
     """Write a run's network, with its vocabulary if it has one, so that `needs` of a recipe can name the folder.
 
     Raises: ConfigError if the run is of another recipe or has exported nothing.
     """
-    export, card = run / "export", card_of(config, run, data)
-    name = network_of(config)
+    export, card = run / "export", card_of(stages, run, data)
+    name = network_of(stages[-1])
     write_state(out / f"{name}.safetensors", read_state(export / f"{name}.safetensors"), dtype=torch.float16)
     write_json(out / f"{name}.json", read_json(export / f"{name}.json"))
     if (export / TOKENIZER).is_dir():
@@ -79,48 +80,74 @@ def network_of(config: TrainConfig) -> str:
     return "clip" if config.settings.get("sees_held_out") else NETWORKS[config.part]
 
 
-def pack_model(config: TrainConfig, run: Path, inputs: Inputs, out: Path) -> tuple[Card, ...]:
+def pack_model(
+    stages: Sequence[TrainConfig], run: Path, inputs: Inputs, out: Path, *, measured: str = ""
+) -> tuple[Card, ...]:
     """Write the U-Net of a run, with the packaged networks that it was trained on, as a diffusers folder; the cards.
+
+    `measured` is Markdown for README.md: what was measured of the model.
 
     Raises: ConfigError if the run is of another recipe, has exported nothing, or one of its needs is not packaged;
         CheckpointError if `out` has content.
     """
-    places = {role: inputs.run(role) for role in ("autoencoder", "clip")}
-    for role, place in places.items():
-        if not (place / CARD).is_file():
-            raise ConfigError(f"needs.{role}: {place} has no {CARD}; package that run first and name the folder")
-    cards = (
-        *(parse(Card, read_json(place / CARD), str(place / CARD)) for place in places.values()),
-        card_of(config, run, inputs.data),
-    )
-    latents = config.data.resolution // read_config(places["autoencoder"], "autoencoder", VAEConfig).factor
+    config = stages[-1]
+    built = {role: _built_on(inputs.run(role), role) for role in COMPONENTS}
+    vae, text = built["autoencoder"].component, built["clip"].component
+    cards = {
+        vae.role: built["autoencoder"].card,
+        text.role: built["clip"].card,
+        "unet": card_of(stages, run, inputs.data),
+    }
+    latents = config.data.resolution // cast("VAEConfig", vae.config).factor  # cast: the role says which config
     scheduler = scheduler_of(config)
     checkpoint = Checkpoint(
         preset="sd15",
         objective=scheduler.objective,
         unet=_component("unet", run / "export", "unet", UNetConfig),
-        vae=_component("vae", places["autoencoder"], "autoencoder", VAEConfig),
-        text=(_component("text_encoder", places["clip"], "text", TextConfig),),
+        vae=vae,
+        text=(text,),
         scheduler=scheduler,
-        tokenizers=(places["clip"] / TOKENIZER,),
+        tokenizers=(built["clip"].place / TOKENIZER,),
         info={
             "null": {"text_encoder": "empty"},  # the text that guidance was trained to leave out
-            "data": {card.part: card.data_card for card in cards},
-            "recipe": {card.part: card.recipe for card in cards},
+            "data": {card.part: card.data_card for card in cards.values()},
+            "recipe": {card.part: card.recipe for card in cards.values()},
             "hints": {"unet": {"sample_size": latents}, "vae": {"sample_size": config.data.resolution}},
         },
     )
     save_folder(checkpoint, out, dtype=torch.float16)
+    for component, card in cards.items():
+        write_json(out / component / CARD, asdict(card))
     with atomic(out / "README.md") as file:
-        file.write(readme(config, cards, out.name).encode())
-    return cards
+        file.write(readme(config, [*cards.values()], out.name, measured).encode())
+    return tuple(cards.values())
 
 
-def card_of(config: TrainConfig, run: Path, data: Path) -> Card:
-    """What a run's exported network is, from its log, its recipe and its pictures.
+class _Built(NamedTuple):
+    """A network that a U-Net was trained on."""
+
+    place: Path
+    card: Card
+    component: Component
+
+
+def _built_on(place: Path, role: str) -> _Built:
+    """What a need of a recipe is: a packaged network, or the component of a model that was packaged here."""
+    component, is_model = COMPONENTS[role], (place / MODEL_INDEX).is_file()
+    file = (place / component if is_model else place) / CARD
+    if not file.is_file():
+        raise ConfigError(f"needs.{role}: {place} has no {CARD}; package that run first and name the folder")
+    kind = VAEConfig if role == "autoencoder" else TextConfig
+    found = read(place).components[component] if is_model else _component(component, place, NETWORKS[role], kind)
+    return _Built(place, parse(Card, read_json(file), str(file)), found)
+
+
+def card_of(stages: Sequence[TrainConfig], run: Path, data: Path) -> Card:
+    """What a run's exported network is, from its log, its recipe and its pictures; steps and samples of all stages.
 
     Raises: ConfigError if the run is of another recipe or has exported nothing.
     """
+    *before, config = stages
     weights, saved = run / "export" / f"{network_of(config)}.safetensors", complete(run / "checkpoints")
     if not saved or not weights.is_file():
         raise ConfigError(f"{run}: no exported networks; train the {config.part} first")
@@ -137,8 +164,8 @@ def card_of(config: TrainConfig, run: Path, data: Path) -> Card:
     return Card(
         part=config.part,
         parameters=sum(math.prod(info.shape) for info in read_header(weights).tensors.values()),
-        steps=last["step"],
-        samples=last["step"] * config.batch,
+        steps=last["step"] + sum(stage.max_train_steps for stage in before),
+        samples=last["step"] * config.batch + sum(stage.max_train_steps * stage.batch for stage in before),
         measures={name: round(value, 4) for name, value in measures.items() if isinstance(value, float)},
         pictures=len(pictures),
         sources={
@@ -146,7 +173,7 @@ def card_of(config: TrainConfig, run: Path, data: Path) -> Card:
             for (name, licence), n in sorted(origins.items())
         },
         data_card=sha256_of(data / "card.json") if (data / "card.json").is_file() else None,
-        recipe=said(config),
+        recipe={"stages": [said(stage) for stage in stages]} if before else said(config),
     )
 
 
@@ -178,7 +205,7 @@ def scheduler_of(config: TrainConfig) -> SchedulerConfig:
     )
 
 
-def readme(config: TrainConfig, cards: Sequence[Card], name: str) -> str:
+def readme(config: TrainConfig, cards: Sequence[Card], name: str, measured: str) -> str:
     """The model card: what it is, how to use it, what it learnt from and under which licences, and its recipes."""
     settings = parse(UNetSettings, config.settings, "recipe.settings")
     every = {source: entry.licence for card in cards for source, entry in card.sources.items()}
@@ -200,6 +227,7 @@ def readme(config: TrainConfig, cards: Sequence[Card], name: str) -> str:
             ["source", "licence", *(card.part for card in cards)],
             [[source, licence, *map(str, counts[source])] for source, licence in sorted(every.items())],
         ),
+        measured=measured or "Nothing yet.",
         data_cards=", ".join(sorted({card.data_card for card in cards if card.data_card})) or "none",
         recipes="\n".join(f"```yaml\n{yaml.safe_dump(dict(c.recipe), sort_keys=False, width=110)}```" for c in cards),
     )
@@ -237,6 +265,10 @@ Prompts that it was watched with:
 ## Networks
 
 {networks}
+
+## Measured
+
+{measured}
 
 ## Pictures
 
