@@ -17,14 +17,16 @@ from PIL import Image
 from torch import Tensor
 
 from mezzotint.diffusion.brownian import BrownianPath
-from mezzotint.diffusion.guidance import guided, masked, unguided
+from mezzotint.diffusion.guidance import guided, masked, remembering, unguided
 from mezzotint.diffusion.samplers import SAMPLERS
 from mezzotint.diffusion.sampling import Noise, NoiseLevel, Query, Row, Rows, Stage, staged
 from mezzotint.images import feathered, fitted, pasted, to_array, to_image, to_mask
+from mezzotint.kernels.memory import Memory
 from mezzotint.models.vae import Posterior
 from mezzotint.names import SAMPLERS as NAMES
 from mezzotint.pipeline.condition import Sides
 from mezzotint.pipeline.drive import Watch
+from mezzotint.pipeline.levels import LEVELS
 from mezzotint.pipeline.resolve import Resolved
 from mezzotint.pipeline.unclip import clip_pixels, noised_vector
 
@@ -148,6 +150,13 @@ class Studio:
         return lambda sigma_from, sigma_to: _randn(self.shape, generator)
 
     def _guided(self, system: "System", sides: Sides, network: str) -> Stage:
+        level = LEVELS[self.resolved.request.level]
+        stage = self._guided_every(system, sides, network, level.guidance_every)
+        if level.blocks_every == 1:
+            return stage
+        return remembering(stage, Memory(level.blocks_every, level.whole_first))
+
+    def _guided_every(self, system: "System", sides: Sides, network: str, every: int) -> Stage:
         request = self.resolved.request
         scale = 1.0 if request.guidance is None else request.guidance
         if scale == 1 or system.unet.config.guidance:
@@ -159,6 +168,7 @@ class Studio:
             rescale=request.guidance_rescale,
             parameterisation=system.network.parameterisation,
             interval=request.guidance_interval,
+            every=every,
             network=network,
         )
 
