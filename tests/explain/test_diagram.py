@@ -91,6 +91,13 @@ def test_the_drawing_is_svg_with_every_block_and_nothing_from_outside(
     assert "http" not in drawing.replace("http://www.w3.org/2000/svg", "")
 
 
+@pytest.mark.slow
+def test_the_drawing_in_the_readme_is_what_the_command_draws() -> None:
+    models = [architecture(name) for name in ("sd15", "sd2-v", "sd2-unclip-h", "sdxl", "sdxl-refiner")]
+    drawing = Path(__file__).parents[2] / "docs" / "images" / "unets.svg"
+    assert drawing.read_text("utf-8") == drawn_svg(models)
+
+
 def test_an_unknown_name_is_refused_with_the_presets() -> None:
     with pytest.raises(RequestError, match=r"'sdx1': no such file or folder, and no preset; presets: sd15, "):
         architecture("sdx1")
