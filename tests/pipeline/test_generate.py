@@ -244,3 +244,38 @@ def test_an_icon_is_made_by_a_trained_model(trained_folder: Path, tmp_path: Path
     path = result.save(tmp_path)[0]
     assert json.loads(json.dumps(result.metadata[0])) == read_metadata(path).record
     assert replay(path, system).difference == 0
+
+
+def test_a_picture_is_made_again_with_the_kernels_that_made_it(reference: Reference, system: System, tmp_path: Path):
+    folder = reference("sd1")[1]
+    plain = load(folder, dtype="float32", kernels="torch")
+    path = generate(plain, **BASE, seed=5).save(tmp_path)[0]
+    recorded = recorded_source(path)
+    assert recorded.kernels == {"weights": "plain", "attention": "torch", "norm": "torch"}
+    again = load(folder, dtype=recorded.dtype, kernels=recorded.kernels)
+    assert expect(path, again).is_exact
+    assert replay(path, again).difference == 0
+    assert [difference.split(":")[0] for difference in expect(path, system).differences] == ["kernels"]
+    difference = replay(path, system).difference
+    assert difference is not None
+    assert difference <= 1  # of 255: the same function, added up in another order
+
+
+def test_a_prompt_is_encoded_once(system: System):
+    encoded: list[int] = []
+
+    def count(*_: object) -> None:
+        encoded.append(1)
+
+    hook = system.text[0].register_forward_pre_hook(count)
+    first = generate(system, **BASE, seed=1)
+    runs = len(encoded)
+    assert runs > 0
+    again = generate(system, **BASE, seed=1)
+    assert len(encoded) == runs
+    assert np.array_equal(_pixels(first.images[0]), _pixels(again.images[0]))
+    generate(system, **BASE | {"prompt": "a blue bird"}, seed=1)
+    generate(system, **BASE, seed=1, clip_skip=2)
+    generate(system, **BASE, seed=1, negative="grey")
+    assert len(encoded) >= runs + 3
+    hook.remove()

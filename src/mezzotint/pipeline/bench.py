@@ -133,7 +133,11 @@ def level_costs(system: "System", pictures: int, steps: int | None = None) -> It
 
     `steps` None are the model's own, and each level's share of them.
     """
-    wishes = [Request(prompt=PROMPTS[i % len(PROMPTS)], seed=i, steps=steps, **_size(system)) for i in range(pictures)]
+    width, height = system.size
+    wishes = [
+        Request(prompt=PROMPTS[i % len(PROMPTS)], seed=i, steps=steps, width=width, height=height)
+        for i in range(pictures)
+    ]
     full = [_made(system, wish) for wish in wishes]
     found: dict[str, Mapping[str, object]] = {}
     for level in LEVELS:
