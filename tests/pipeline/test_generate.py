@@ -13,6 +13,7 @@ from PIL import Image
 
 from mezzotint.errors import RequestError
 from mezzotint.images import feathered, read_metadata, to_mask
+from mezzotint.kernels.autoencoder import BandedAutoencoder
 from mezzotint.pipeline.condition import told
 from mezzotint.pipeline.drive import Predictor, drive
 from mezzotint.pipeline.generate import expect, generate, recorded_source, replay, stream
@@ -117,6 +118,25 @@ def test_closing_stops_before_the_next_evaluation(system: System):
     assert len(asked) == 2
     with pytest.raises(RuntimeError, match="the stream has not ended"):
         _ = running.result
+
+
+def test_a_picture_is_decoded_between_yields(system: System):
+    """What a server interleaves and cancels. Closing stops there."""
+    autoencoder = system.kernels.autoencoder(system.vae)
+    assert isinstance(autoencoder, BandedAutoencoder)
+    autoencoder.band_bytes = 1
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    running, yields = system.decoding(latent), 0
+    while True:
+        try:
+            next(running)
+        except StopIteration as end:
+            assert torch.equal(end.value, system.decode(latent))
+            break
+        yields += 1
+    assert yields > 20
+    expected = system.vae.decode(latent)
+    assert (system.decode(latent) - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_saved_pictures_carry_their_record_and_never_overwrite(system: System, tmp_path: Path):
