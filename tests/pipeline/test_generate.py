@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +126,13 @@ def test_a_picture_is_decoded_between_yields(system: System):
     assert isinstance(autoencoder, BandedAutoencoder)
     autoencoder.band_bytes = 1
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    running, yields = system.decoding(latent), 0
-    while True:
-        try:
-            next(running)
-        except StopIteration as end:
-            assert torch.equal(end.value, system.decode(latent))
-            break
-        yields += 1
-    assert yields > 20
+    images: list[torch.Tensor] = []
+
+    def keeping() -> Generator[None]:
+        images.append((yield from system.decoding(latent)))
+
+    assert len(list(keeping())) > 20
+    assert torch.equal(images[0], system.decode(latent))
     expected = system.vae.decode(latent)
     assert (system.decode(latent) - expected).norm() < 1e-5 * expected.norm()
 
