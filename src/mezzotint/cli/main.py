@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from mezzotint.cli import data
+from mezzotint.cli.bench import bench
 from mezzotint.cli.convert import convert
 from mezzotint.cli.doctor import doctor
 from mezzotint.cli.edit import edit
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, edit, vary, inspect, convert, samplers, train, package, replay, doctor):
+for verb in (generate, edit, vary, inspect, convert, samplers, train, package, replay, bench, doctor):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 

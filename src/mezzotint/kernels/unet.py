@@ -92,7 +92,7 @@ class FastUNet:
 
         x = x.contiguous(memory_format=torch.channels_last)
         h = _seen(unet.conv_in, self._conv_in(x), x)
-        deep = None if memory is None or prepared.control is not None else memory.recall(rows, h.shape[-2:])
+        deep = None if memory is None or prepared.control is not None else memory.recall(rows, (h.shape[2], h.shape[3]))
         h = self._whole(h, told, prepared, memory) if deep is None else self._shallow(h, deep, told, prepared)
         h = self._normalise(h, unet.norm_out, is_silu=True)
         out = _seen(unet.conv_out, self._conv_out(h), h)
