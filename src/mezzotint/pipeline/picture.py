@@ -21,6 +21,7 @@ from mezzotint.diffusion.guidance import guided, masked, remembering, unguided
 from mezzotint.diffusion.samplers import SAMPLERS
 from mezzotint.diffusion.sampling import Noise, NoiseLevel, Query, Row, Rows, Stage, staged
 from mezzotint.images import feathered, fitted, pasted, to_array, to_image, to_mask
+from mezzotint.kernels.autoencoder import Bands, finished
 from mezzotint.kernels.memory import Memory
 from mezzotint.models.vae import Posterior
 from mezzotint.names import SAMPLERS as NAMES
@@ -184,8 +185,13 @@ class Studio:
 
     def finished(self, latent: Tensor) -> Image.Image:
         """The pixels of a latent, with the input's own outside the feathered mask."""
+        return finished(self.finishing(latent))
+
+    def finishing(self, latent: Tensor) -> Bands[Image.Image]:
+        """`finished` that yields now and then, so that closing it stops there."""
         request = self.resolved.request
-        made = to_image(self.system.decode(latent)[0].numpy())
+        image = yield from self.system.decoding(latent)
+        made = to_image(image[0].numpy())
         if request.mask is None or not request.paste:
             return made
         size = request.canvas or made.size
