@@ -157,7 +157,12 @@ def read_infotext(text: str) -> Infotext:
 
 
 def encode(
-    image: Image.Image, infotext: str = "", record: Mapping[str, object] | None = None, kind: str = "PNG"
+    image: Image.Image,
+    infotext: str = "",
+    record: Mapping[str, object] | None = None,
+    kind: str = "PNG",
+    *,
+    quality: int = 95,
 ) -> bytes:
     """The bytes of a picture file of one of FORMATS that carries both texts, and the mark that the record asks for."""
     mark = _mark(record) if record else ""
@@ -177,7 +182,7 @@ def encode(
             exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + infotext.encode("utf-16-be")
         if record:  # escaped: this tag is ASCII
             exif[_DESCRIPTION] = json.dumps(record)
-        image.save(out, kind, quality=95, exif=exif, xmp=mark.encode())
+        image.save(out, kind, quality=quality, exif=exif, xmp=mark.encode())
     return out.getvalue()
 
 

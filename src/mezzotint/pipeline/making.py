@@ -109,6 +109,11 @@ class Making:
             ),
         )
 
+    def forget(self) -> None:
+        """Let go of what was computed for its pictures; where there are many requests, memory is for one."""
+        for name in ("sides", "predict", "_studio"):
+            self.__dict__.pop(name, None)
+
     @property
     def _refiner(self) -> "System | None":
         name = self.resolved.request.refiner
