@@ -63,6 +63,7 @@ class Served:
     address: str
     gallery: Path
     said: list[str] = field(default_factory=list[str])
+    listener: threading.Thread | None = None
 
     @property
     def port(self) -> int:
@@ -83,6 +84,10 @@ class Served:
         if self.process.poll() is None:
             self.process.send_signal(how)
         code = self.process.wait(LONGEST_S)
+        if self.listener is not None:
+            self.listener.join(LONGEST_S)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         return code
 
 
@@ -114,7 +119,8 @@ def start(folder: Path, gallery: Path, *more: str, model: str = "model") -> Serv
     def listen() -> None:
         served.said.extend(stream)
 
-    threading.Thread(target=listen, daemon=True).start()
+    served.listener = threading.Thread(target=listen, daemon=True)
+    served.listener.start()
     return served
 
 
@@ -175,7 +181,11 @@ def sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Sleepe
         listening = socket.create_server(("127.0.0.1", 0))
         port = listening.getsockname()[1]
         app = application(hub, Access(key=key, hosts=own_hosts("127.0.0.1", port), port=port))
-        server = uvicorn.Server(uvicorn.Config(app, http=Prompt, ws="none", log_level="error", access_log=False))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app, http=Prompt, ws="none", log_level="error", access_log=False, timeout_graceful_shutdown=1
+            )
+        )
         loops: list[asyncio.AbstractEventLoop] = []
 
         def run() -> None:
@@ -193,7 +203,7 @@ def sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Sleepe
 
     yield begin
     for server, thread in running:
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
 
@@ -242,3 +252,9 @@ def killed_at_last(process: subprocess.Popen[Any]) -> Iterator[None]:  # Any: te
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Files that other programs made."""
+    return Path(__file__).parent.parent / "golden"

@@ -31,8 +31,8 @@ def main() -> None:
         sink.write(packed(head, *parts))
         sink.flush()
 
-    def hear(seconds: float) -> None:
-        """Commands that come within that time."""
+    def hear(seconds: float, *, is_idle: bool = False) -> None:
+        """Commands that come within that time, or until there is something to do."""
         until = time.monotonic() + seconds
         while True:
             ready, _, _ = select.select([source], [], [], max(0.0, until - time.monotonic()))
@@ -54,12 +54,14 @@ def main() -> None:
                 waiting.append(head)
                 total = sum(request.get("count", 1) for request in head["requests"])
                 say({"is": "started", "job": head["job"], "total": total})
+                if is_idle:
+                    return
             elif head["do"] == "cancel":
                 gone.add(head["job"])
 
     say({"is": "hello"})
     while True:
-        hear(0.0 if waiting else 3600.0)
+        hear(0.0 if waiting else 3600.0, is_idle=not waiting)
         if not waiting:
             continue
         head = waiting.popleft()

@@ -126,7 +126,9 @@ def test_the_test_sees_a_picture_that_depends_on_its_neighbours(
 ) -> None:
     """A sampler that draws from one generator for all jobs is what this must not be."""
     shared = torch.Generator("cpu").manual_seed(0)
-    monkeypatch.setattr("mezzotint.pipeline.picture._randn", lambda shape, generator: torch.randn(shape, generator=shared))
+    monkeypatch.setattr(
+        "mezzotint.pipeline.picture._randn", lambda shape, generator: torch.randn(shape, generator=shared)
+    )
     crowd = room(system)
     for name, request in mixed().items():
         crowd.make(name, request)

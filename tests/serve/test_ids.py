@@ -29,5 +29,14 @@ def test_nothing_else_is_an_id(text: object):
 
 def test_near_misses_are_no_ids():
     name = new_id("p")
-    for wrong in (name.upper(), name + "\n", " " + name, name[:-1], name + "0", "x" + name[1:], f"../{name}", name + "/"):
+    for wrong in (
+        name.upper(),
+        name + "\n",
+        " " + name,
+        name[:-1],
+        name + "0",
+        "x" + name[1:],
+        f"../{name}",
+        name + "/",
+    ):
         assert not is_id(wrong), wrong

@@ -190,7 +190,7 @@ def lives(tmp_path: Path, kills: int) -> int:
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "open\n"
-            time.sleep(0.15 + 0.023 * (life % 17))
+            time.sleep(0.5 + 0.023 * (life % 17))
             process.send_signal(signal.SIGKILL)
             for line in process.stdout.read().splitlines():
                 (deleted if line.startswith("-") else promised).add(line.strip("-"))

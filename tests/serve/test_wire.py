@@ -27,7 +27,8 @@ def test_messages_arrive_as_they_were_sent(messages: list[tuple[dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    "sent", [b"[1]\n", b"1\n", b"{\n", b"\x80\x04.\n", b'{"bytes":[-1]}\n', b'{"bytes":[99999999999]}\n', b'{"bytes":3}\n']
+    "sent",
+    [b"[1]\n", b"1\n", b"{\n", b"\x80\x04.\n", b'{"bytes":[-1]}\n', b'{"bytes":[99999999999]}\n', b'{"bytes":3}\n'],
 )
 def test_anything_else_is_refused(sent: bytes):
     with pytest.raises((ValueError, TypeError)):
