@@ -1,11 +1,11 @@
 """Servers to talk to: the real command with a small model, and the application around an engine that only sleeps."""
 
 import asyncio
-import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -176,8 +176,6 @@ def sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Sleepe
             (shelf / name / "model_index.json").write_text("{}")
         store = Store(tmp_path / "gallery")
         hub = Hub(store, Shelf(str(shelf / "one"), shelf), replace(Settings(engine=FAKE), **settings))
-        import socket
-
         listening = socket.create_server(("127.0.0.1", 0))
         port = listening.getsockname()[1]
         app = application(hub, Access(key=key, hosts=own_hosts("127.0.0.1", port), port=port))
@@ -242,16 +240,6 @@ def finished(client: httpx.Client, job: str) -> dict[str, Any]:  # Any: JSON
 
     until_true(has_ended, "the job ends")
     return told
-
-
-@contextlib.contextmanager
-def killed_at_last(process: subprocess.Popen[Any]) -> Iterator[None]:  # Any: text or bytes
-    """Whatever happens, this process does not stay."""
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -394,7 +394,7 @@ class Hub:
     async def _begin(self, job: Job) -> None:
         job.state, job.began = "running", time.monotonic()
         self.metrics.waited(time.time() - job.created)
-        requests, pictures = [], dict[str, bytes]()
+        requests, pictures = list[dict[str, Any]](), dict[str, bytes]()  # Any: JSON
         for request in job.requests:
             fields, given = told(request)
             requests.append(fields)
