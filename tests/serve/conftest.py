@@ -24,10 +24,11 @@ from mezzotint.checkpoints.save import save_folder
 from mezzotint.pipeline.system import System, load
 from mezzotint.serve.app import application
 from mezzotint.serve.guard import Access, own_hosts
-from mezzotint.serve.hub import Hub, Settings
+from mezzotint.serve.hub import Hub
 from mezzotint.serve.models import Shelf
 from mezzotint.serve.run import Prompt
 from mezzotint.serve.store import Store
+from mezzotint.serve.works import Settings
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fake_engine.py"))
 LONGEST_S = 60.0

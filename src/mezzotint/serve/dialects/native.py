@@ -15,13 +15,14 @@ from mezzotint.names import SAMPLERS, SPACINGS
 from mezzotint.serve.client import body_bytes, client_of, hub_of
 from mezzotint.serve.foreign import explained
 from mezzotint.serve.guard import COOKIE, Access
-from mezzotint.serve.hub import Hub, links
+from mezzotint.serve.hub import Hub
 from mezzotint.serve.ids import ID_PATTERN
 from mezzotint.serve.job import ENDED, Job
 from mezzotint.serve.queue import cost, evaluations
 from mezzotint.serve.thumbs import given
 from mezzotint.serve.tokens import counted
 from mezzotint.serve.wish import MAX_PROMPT, MAX_REQUESTS, STRICT, Wish, check, wished
+from mezzotint.serve.works import links
 
 PROBLEM: dict[str, Any] = {"description": "a problem", "content": {"application/problem+json": {}}}  # Any: as below
 ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys(  # Any: what FastAPI takes
