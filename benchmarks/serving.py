@@ -2,8 +2,8 @@
 
 Measures: the engine in this process, without pipes: seconds until all sixteen jobs are done when they take turns, and
 when each has the engine for itself; both in one run, alternating, median of the rounds. The pictures of the two are
-compared bit for bit. What would make the number lie: other work on the machine (rounds alternate), a first round that allocates
-(one of each is thrown away), jobs of one size (they are of six). Not measured: HTTP, encoding of previews (off).
+compared bit for bit. What would make the number lie: other work on the machine (rounds alternate), a first round that
+allocates (one of each is thrown away), jobs of one size (they are of six). Not measured: HTTP, previews (off).
 Last line of stdout: the result as one JSON object, also written to results/serving.json.
 
     python benchmarks/serving.py MODEL [ROUNDS]
