@@ -23,6 +23,7 @@ from mezzotint.cli.inspect import inspect
 from mezzotint.cli.package import package
 from mezzotint.cli.replay import replay
 from mezzotint.cli.samplers import samplers
+from mezzotint.cli.serve import serve
 from mezzotint.cli.train import train
 from mezzotint.cli.vary import vary
 from mezzotint.errors import ConfigError, MezzotintError, RequestError
@@ -38,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, edit, vary, explain, inspect, convert, samplers, train, package, replay, bench, doctor):
+for verb in (generate, edit, vary, explain, inspect, convert, samplers, train, package, serve, replay, bench, doctor):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(evaluate.app, name="evaluate")

@@ -23,7 +23,8 @@ from mezzotint.checkpoints.translate import Config
 from mezzotint.errors import ConfigError
 from mezzotint.models.clip import TextConfig
 from mezzotint.models.unet import UNetConfig
-from mezzotint.models.vae import VAEConfig
+from mezzotint.models.vae import AutoencoderKL, VAEConfig
+from mezzotint.pipeline.preview import fit_preview, stated
 from mezzotint.storage import atomic
 from mezzotint.training.config import TrainConfig, parse
 from mezzotint.training.network import read_config
@@ -100,6 +101,8 @@ def pack_model(
     }
     latents = config.data.resolution // cast("VAEConfig", vae.config).factor  # cast: the role says which config
     scheduler = scheduler_of(config)
+    autoencoder = AutoencoderKL(cast("VAEConfig", vae.config))  # cast: as above
+    autoencoder.load_state_dict(vae.state)
     checkpoint = Checkpoint(
         preset="sd15",
         objective=scheduler.objective,
@@ -110,6 +113,7 @@ def pack_model(
         tokenizers=(built["clip"].place / TOKENIZER,),
         info={
             "null": {"text_encoder": "empty"},  # the text that guidance was trained to leave out
+            "preview": stated(fit_preview(autoencoder)),
             "data": {card.part: card.data_card for card in cards.values()},
             "recipe": {card.part: card.recipe for card in cards.values()},
             "hints": {"unet": {"sample_size": latents}, "vae": {"sample_size": config.data.resolution}},
