@@ -41,7 +41,7 @@ from mezzotint.explain.watch import Activation, Moment, Watching
 from mezzotint.explain.words import told_apart
 from mezzotint.models.unet import UNet
 from mezzotint.names import SAMPLERS as NAMES
-from mezzotint.pipeline.drive import Predictor
+from mezzotint.pipeline.drive import evaluated
 from mezzotint.pipeline.picture import Studio
 from mezzotint.pipeline.resolve import Resolved
 
@@ -225,7 +225,7 @@ def steps_section(scene: Scene) -> Section:
         ms=round(1000 * sum(watching.seconds.values()), 1),
         code=(
             code_of(SAMPLERS[scene.resolved.plan.sampler]),
-            code_of(Predictor._batch, "c_in =", 8),  # pyright: ignore[reportPrivateUsage]  # quoted, not called
+            code_of(evaluated, "c_in =", 8),
             code_of(parameterisation),
             code_of(UNet.forward, "for level in self.down", 14),
             code_of(probabilities, "q =", 2),
