@@ -117,7 +117,14 @@ def test_a_graph_without_a_workflow_beside_it_and_graphs_that_are_none():
     assert told.request is not None
     assert (told.request["width"], told.request["height"]) == (512, 768)
     loop = {"1": {"class_type": "KSampler", "inputs": {"positive": ["2", 0]}}, "2": {"inputs": {"x": ["2", 0]}}}
-    for graph in (loop, {"1": {"class_type": "Other"}}, {"1": []}, [{"class_type": 1}], {"1": {"class_type": None}}):
+    graphs: list[Any] = [
+        loop,
+        {"1": {"class_type": "Other"}},
+        {"1": []},
+        [{"class_type": 1}],
+        {"1": {"class_type": None}},
+    ]
+    for graph in graphs:
         explained(png(prompt=json.dumps(graph)))
 
 

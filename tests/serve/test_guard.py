@@ -1,0 +1,84 @@
+"""Who may ask: own names, own pages, the key in each of its forms."""
+
+import base64
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mezzotint.errors import RequestError
+from mezzotint.serve.guard import Access, is_loopback, own_hosts
+from mezzotint.serve.run import Place, serve
+from serve.conftest import Sleepers
+
+
+def test_only_its_own_names_are_its_own():
+    access = Access(hosts=own_hosts("127.0.0.1", 8000), port=8000)
+    for host in ("127.0.0.1:8000", "localhost:8000", "[::1]:8000", "LOCALHOST:8000"):
+        assert access.is_own(host), host
+    for host in (
+        "",
+        "127.0.0.1",
+        "127.0.0.1:80",
+        "evil:8000",
+        "localhost:8000.evil",
+        "127.0.0.2:8000",
+        "a@localhost:8000",
+    ):
+        assert not access.is_own(host), host
+
+
+def test_a_public_server_knows_its_addresses_and_the_names_that_it_was_told():
+    access = Access(key="k", hosts=own_hosts("0.0.0.0", 8000, ["pictures.example"]), port=8000, is_public=True)
+    for host in ("pictures.example", "192.168.1.5:8000", "[fe80::1]:8000", "10.0.0.1", "127.0.0.1:8000"):
+        assert access.is_own(host), host
+    for host in ("rebound.evil:8000", "192.168.1.5:81", "192.168.1.5.evil:8000", "0x7f.1:8000"):
+        assert not access.is_own(host), host
+
+
+def test_what_only_this_machine_can_reach():
+    assert all(map(is_loopback, ("127.0.0.1", "::1", "localhost", "127.9.9.9")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.1", "example.org", "")))
+
+
+def test_the_key_in_each_of_its_forms():
+    access = Access(key="schlüssel")
+    basic = base64.b64encode("anyone:schlüssel".encode()).decode()
+    for line in ("Bearer schlüssel", f"Basic {basic}", "bearer schlüssel"):
+        assert access.knows({"authorization": line}), line
+    assert access.knows({"cookie": f"a=b; mezzotint_session={access.token()}"})
+    for line in ("", "Bearer", "Bearer schlüsse", "Basic !!!", f"Basic {basic[:-4]}", "Digest schlüssel", "schlüssel"):
+        assert not access.knows({"authorization": line}), line
+    assert not access.knows({"cookie": "mezzotint_session=schlüssel"})
+    assert not access.knows({"cookie": f"mezzotint_session={Access(key='schlüssel').token()}"}), "of another life"
+    assert "schlüssel" not in access.token()
+
+
+def test_a_public_address_without_a_key_is_refused(tmp_path: Path):
+    with pytest.raises(RequestError, match="can be reached from other machines: give a key"):
+        serve("x", Place(host="0.0.0.0", gallery=tmp_path), print)
+    assert not list(tmp_path.iterdir())
+
+
+def test_everything_but_health_and_the_page_wants_the_key(sleeper: Sleepers):
+    sleeping = sleeper(key="right")
+    with httpx.Client(base_url=sleeping.address) as client:
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/web/nothing.js").status_code == 404
+        paths: list[str] = list(client.get("/openapi.json", headers={"authorization": "Bearer right"}).json()["paths"])
+        assert len(paths) > 40
+        for path in paths:
+            if path in {"/healthz", "/readyz", "/api/v1/session", "/v1/files/{name}"}:
+                continue
+            answer = client.get(path.replace("{name}", "p_00000000000000000000000000"))
+            assert answer.status_code == 401, path
+            assert answer.headers["www-authenticate"]
+        assert client.post("/api/v1/session", json={"key": "wrong"}).status_code == 401
+        answer = client.post("/api/v1/session", json={"key": "right"})
+        assert answer.status_code == 204
+        assert "HttpOnly" in answer.headers["set-cookie"]
+        assert "SameSite=strict" in answer.headers["set-cookie"]
+        assert "right" not in answer.headers["set-cookie"]
+        assert client.get("/api/v1/server").json()["needs_key"] is True  # with the cookie
+        assert client.delete("/api/v1/session").status_code == 204
+        assert client.get("/api/v1/server").status_code == 401
