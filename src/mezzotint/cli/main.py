@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from mezzotint.cli import data, evaluate
+from mezzotint.cli.bench import bench
 from mezzotint.cli.convert import convert
 from mezzotint.cli.doctor import doctor
 from mezzotint.cli.edit import edit
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, edit, vary, explain, inspect, convert, samplers, train, package, replay, doctor):
+for verb in (generate, edit, vary, explain, inspect, convert, samplers, train, package, replay, bench, doctor):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(evaluate.app, name="evaluate")

@@ -6,7 +6,7 @@ turn.
 """
 
 import itertools
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, cast
@@ -16,16 +16,32 @@ from torch import Tensor
 
 from mezzotint.diffusion.parameterisation import Parameterisation, x0_from
 from mezzotint.diffusion.sampling import Row, Rows, Stage
+from mezzotint.kernels.execution import Execution
+from mezzotint.kernels.memory import Memory
+from mezzotint.kernels.unet import FastUNet
 from mezzotint.models.unet import Conditioning, Prepared, UNet
 
 
 class Network(NamedTuple):
-    """A U-Net, what its output means, and where and how precisely it computes."""
+    """A U-Net, what its output means, and where, how precisely and with which kernels it computes."""
 
     unet: UNet
     parameterisation: Parameterisation
     dtype: torch.dtype
     device: torch.device
+    execution: Execution | None = None
+
+    @property
+    def run(self) -> UNet | FastUNet:
+        """What is called instead of the U-Net: itself, or the same made ready for this processor."""
+        return self.unet if self.execution is None else self.execution.unet(self.unet)
+
+    def asked(self, rows: Sequence[Row], x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
+        """The output for x, already scaled, of these rows; with their picture's memory where it has one."""
+        run, memory = self.run, rows[0].memory
+        if isinstance(run, FastUNet) and isinstance(memory, Memory):
+            return run(x, t, prepared, memory)
+        return run(x, t, prepared)
 
 
 class Evaluation(NamedTuple):
@@ -79,7 +95,7 @@ class Predictor:
         )
         is_watched = self.watch is not None and any(row.wants for row in rows)
         with self.watch.batch(network, rows) if self.watch and is_watched else nullcontext():
-            output = network.unet((c_in * x).to(network.device, network.dtype), t.to(network.device), prepared)
+            output = network.asked(rows, (c_in * x).to(network.device, network.dtype), t.to(network.device), prepared)
         outputs = _split(output.to(x.device, torch.float32), rows)
         return torch.cat(
             [x0_from(out, row.x, row.sigma, network.parameterisation) for out, row in zip(outputs, rows, strict=True)]
@@ -91,7 +107,7 @@ class Predictor:
         known = self._prepared.get(key)
         if known is None or any(old is not new for old, new in zip(known[0], asked, strict=True)):
             conditionings = [cast(Conditioning, conditioning) for conditioning in asked]  # opaque in Row
-            known = self._prepared[key] = (asked, network.unet.prepare(_stacked(conditionings, network)))
+            known = self._prepared[key] = (asked, network.run.prepare(_stacked(conditionings, network)))
         return known[1]
 
 

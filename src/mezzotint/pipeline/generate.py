@@ -108,16 +108,18 @@ def expect(source: str | Path | bytes, system: "System") -> Expectation:
 
 
 class Recorded(NamedTuple):
-    """Which model a picture says it was made with, as it was named then, and the dtype."""
+    """Which model a picture says it was made with, as it was named then, the dtype and the kernels."""
 
     path: str
     dtype: str
+    kernels: str | dict[str, Any] = "auto"  # Any: checked by `load`
 
 
 def recorded_source(source: str | Path | bytes) -> Recorded:
     """What to load for `replay`. Raises: RequestError if the file has no record of ours."""
     _, found = recorded_request(_source(source))
-    return Recorded(str(found["model"]["unet"]["source"]), str(found["execution"]["dtype"]))
+    execution = found["execution"]
+    return Recorded(str(found["model"]["unet"]["source"]), str(execution["dtype"]), execution.get("kernels", "torch"))
 
 
 def replay(source: str | Path | bytes, system: "System", **changes: Any) -> Replay:
