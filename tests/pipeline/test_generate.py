@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from mezzotint.errors import RequestError
 from mezzotint.images import feathered, read_metadata, to_mask
+from mezzotint.kernels.autoencoder import BandedAutoencoder
 from mezzotint.pipeline.condition import told
 from mezzotint.pipeline.drive import Predictor, drive
 from mezzotint.pipeline.generate import expect, generate, recorded_source, replay, stream
@@ -20,6 +21,7 @@ from mezzotint.pipeline.picture import Studio
 from mezzotint.pipeline.request import Request
 from mezzotint.pipeline.resolve import resolve
 from mezzotint.pipeline.system import System, load
+from models.oracles import relative
 
 Reference = Callable[[str], tuple[Any, Path]]  # Any: diffusers is untyped
 
@@ -117,6 +119,23 @@ def test_closing_stops_before_the_next_evaluation(system: System):
     assert len(asked) == 2
     with pytest.raises(RuntimeError, match="the stream has not ended"):
         _ = running.result
+
+
+def test_a_picture_is_decoded_between_yields(system: System):
+    """What a server interleaves and cancels. Closing stops there."""
+    autoencoder = system.kernels.autoencoder(system.vae)
+    assert isinstance(autoencoder, BandedAutoencoder)
+    autoencoder.band_bytes = 1
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    images: list[torch.Tensor] = []
+
+    def keeping() -> Generator[None]:
+        images.append((yield from system.decoding(latent)))
+
+    assert len(list(keeping())) > 20
+    assert torch.equal(images[0], system.decode(latent))
+    expected = system.vae.decode(latent)
+    assert relative(images[0], expected) < 1e-5
 
 
 def test_saved_pictures_carry_their_record_and_never_overwrite(system: System, tmp_path: Path):

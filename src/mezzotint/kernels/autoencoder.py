@@ -46,6 +46,7 @@ Allocate = Callable[[tuple[int, int, int, int], torch.dtype], Tensor]
 
 R = TypeVar("R")
 Bands = Generator[None, None, R]
+"""Yields between bands, returns the result; closing it stops there."""
 
 _ops: Any = torch.ops.mkldnn  # Any: torch leaves its operators untyped
 _log = logging.getLogger(__name__)
@@ -150,11 +151,11 @@ class BandedAutoencoder:
 
     def decode(self, latent: Float[Tensor, "b k h w"]) -> Float[Tensor, "b 3 H W"]:
         """The images, float32, about [-1, 1]: `AutoencoderKL.decode`."""
-        return _finished(self.decoding(latent))
+        return finished(self.decoding(latent))
 
     def encode(self, image: Float[Tensor, "b 3 H W"]) -> Posterior:
         """The posterior of the latents, float32: `AutoencoderKL.encode`."""
-        return _finished(self.encoding(image))
+        return finished(self.encoding(image))
 
     def decoding(self, latent: Float[Tensor, "b k h w"]) -> Bands[Tensor]:
         """`decode` that yields between bands."""
@@ -385,7 +386,7 @@ def _gradless(bands: Bands[R]) -> Bands[R]:
         yield
 
 
-def _finished(bands: Bands[R]) -> R:
+def finished(bands: Bands[R]) -> R:
     """What a generator returns."""
     try:
         while True:

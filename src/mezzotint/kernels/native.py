@@ -4,8 +4,9 @@
 the torch version, the processor's features and the source: another torch or another machine never loads it. Every
 operation here also works without, more slowly, by torch's own; `available` says which it will be.
 
-Linux on x86-64 only. Which instructions run is decided when the library is called, not when it is compiled: AVX2 for
-normalisation, AVX-512 with bfloat16 pairs for attention; a processor without them never meets them.
+Linux on x86-64 only. Which instructions run is decided when the library is called, not when it is compiled: AVX2 or
+AVX-512 for normalisation and float32 attention, AVX-512 with bfloat16 pairs for attention in bfloat16; a processor
+without them never meets them, nor does one that ATEN_CPU_CAPABILITY limits.
 """
 
 import hashlib
@@ -36,8 +37,9 @@ MAX_WIDTH = 512  # of an attention head
 _COMMON = ("-O3", "-std=c++20", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
-_NORM = ("-ffinite-math-only", "-fno-signed-zeros")  # minima and maxima as one instruction
+_FINITE = ("-ffinite-math-only", "-fno-signed-zeros")  # minima and maxima as one instruction
 
+_ATTENTION = {torch.bfloat16: "avx512_bf16", torch.float32: "avx2"}  # what it needs in each dtype
 _NORM_DTYPES = {torch.float32, torch.bfloat16}
 
 _log = logging.getLogger(__name__)
@@ -55,8 +57,11 @@ class Unit(NamedTuple):
 UNITS = (
     Unit("ops.cpp", ("-O2",), needs_torch=True),
     Unit("attention_avx512bf16.cpp", (*_AVX512, "-mavx512bf16")),
-    Unit("group_norm.cpp", (*_AVX2, *_NORM, "-DMEZZOTINT_ISA=avx2")),
-    Unit("group_norm.cpp", (*_AVX512, *_NORM, "-DMEZZOTINT_ISA=avx512")),
+    *(
+        Unit(source, (*flags, *_FINITE, f"-DMEZZOTINT_ISA={name}"))
+        for source in ("attention_float32.cpp", "group_norm.cpp")
+        for name, flags in (("avx2", _AVX2), ("avx512", _AVX512))
+    ),
 )
 
 
@@ -81,6 +86,11 @@ def instructions() -> frozenset[str]:
     except OSError as error:
         _log.warning("the compiled kernels cannot be loaded, torch's own are slower (%s): %s", error, path)
         return frozenset()
+
+
+def attends(dtype: torch.dtype) -> bool:
+    """Whether `attention` runs compiled here in this dtype."""
+    return _ATTENTION.get(dtype) in instructions()
 
 
 def is_loaded() -> bool:
@@ -224,12 +234,12 @@ def scale_into_by_torch(
 def _is_attention_compiled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     return (
         _is_plain(q, k, v)
-        and all(part.dtype == torch.bfloat16 and part.stride(-1) == 1 for part in (q, k, v))
+        and all(part.dtype == q.dtype and part.stride(-1) == 1 for part in (q, k, v))
         and q.shape[-1] % 8 == 0
         and q.shape[-1] <= MAX_WIDTH
         and k.shape[1] > 0
         and scale > 0
-        and "avx512_bf16" in instructions()
+        and attends(q.dtype)
     )
 
 

@@ -204,7 +204,9 @@ def _attention(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """Self-attention of a wide and of a narrow head, by every way there is."""
     names = ["torch", "matmul"]
     if dtype is torch.bfloat16:
-        names += ["float32", *(["native"] if "avx512_bf16" in native.instructions() else [])]
+        names.append("float32")
+    if native.attends(dtype):
+        names.append("native")
     heads = [tuple(_drawn(3, *shape).to(dtype).unbind(0)) for shape in ((1, 1024, 2, 40), (1, 256, 4, 160))]
 
     def call(attend: Attend) -> Callable[[], object]:

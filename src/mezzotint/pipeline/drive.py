@@ -7,14 +7,15 @@ turn.
 
 import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from mezzotint.diffusion.parameterisation import Parameterisation, x0_from
-from mezzotint.diffusion.sampling import Row, Rows
+from mezzotint.diffusion.sampling import Row, Rows, Stage
 from mezzotint.kernels.execution import Execution
 from mezzotint.kernels.memory import Memory
 from mezzotint.kernels.unet import FastUNet
@@ -50,6 +51,18 @@ class Evaluation(NamedTuple):
     x0: list[Tensor]
 
 
+class Watch(Protocol):
+    """Somebody who looks on while a picture is made, and changes nothing."""
+
+    def stage(self, stage: Stage, network: str) -> Stage:
+        """The same stage, which may mark its rows with `wants` and look at what is asked and answered."""
+        ...
+
+    def batch(self, network: Network, rows: list[Row]) -> AbstractContextManager[object]:
+        """Entered around each call of a network whose rows want something."""
+        ...
+
+
 @dataclass
 class Predictor:
     """`predict(rows) -> list[x0]` for one picture; remembers what was prepared for each set of slots.
@@ -58,6 +71,7 @@ class Predictor:
     """
 
     networks: Mapping[str, Network]
+    watch: Watch | None = None
     _prepared: dict[tuple[str, ...], tuple[list[object], Prepared]] = field(
         default_factory=dict[tuple[str, ...], tuple[list[object], Prepared]], init=False
     )
@@ -79,7 +93,9 @@ class Predictor:
         c_in = torch.cat(
             [row.x.new_full((row.x.shape[0], 1, 1, 1), network.parameterisation(row.sigma).c_in) for row in rows]
         )
-        output = network.asked(rows, (c_in * x).to(network.device, network.dtype), t.to(network.device), prepared)
+        is_watched = self.watch is not None and any(row.wants for row in rows)
+        with self.watch.batch(network, rows) if self.watch and is_watched else nullcontext():
+            output = network.asked(rows, (c_in * x).to(network.device, network.dtype), t.to(network.device), prepared)
         outputs = _split(output.to(x.device, torch.float32), rows)
         return torch.cat(
             [x0_from(out, row.x, row.sigma, network.parameterisation) for out, row in zip(outputs, rows, strict=True)]

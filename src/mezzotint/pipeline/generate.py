@@ -11,7 +11,7 @@ from PIL import Image
 from mezzotint.errors import RequestError
 from mezzotint.images import open_image
 from mezzotint.pipeline.condition import told
-from mezzotint.pipeline.drive import Predictor, drive
+from mezzotint.pipeline.drive import Predictor, Watch, drive
 from mezzotint.pipeline.picture import Studio
 from mezzotint.pipeline.request import Progress, Request
 from mezzotint.pipeline.resolve import Resolved, resolve
@@ -39,6 +39,7 @@ __all__ = [
     "recorded_source",
     "replay",
     "stream",
+    "watched",
 ]
 
 
@@ -83,6 +84,11 @@ def generate(system: "System", request: Request | None = None, /, **fields: Any)
     for _ in running:
         pass
     return running.result
+
+
+def watched(system: "System", resolved: Resolved, watch: Watch) -> Stream:
+    """`stream` of a resolved request with somebody looking on; the pictures are the same, bit for bit."""
+    return Stream(_run(system, resolved.request, resolved, watch))
 
 
 class Replay(NamedTuple):
@@ -139,16 +145,18 @@ def _asked(request: Request | None, fields: dict[str, Any]) -> Request:
     return request
 
 
-def _run(system: "System", asked: Request, resolved: Resolved) -> Generator[Progress, None, Result]:
+def _run(
+    system: "System", asked: Request, resolved: Resolved, watch: Watch | None = None
+) -> Generator[Progress, None, Result]:
     request = resolved.request
     sides = told(system, request)
-    studio = Studio(system, resolved, sides)
+    studio = Studio(system, resolved, sides, watch=watch)
     networks = {"base": system.network}
     if request.refiner is not None:
         refiner = system.companion(request.refiner)
         studio.refiner = refiner, told(refiner, request)
         networks["refiner"] = refiner.network
-    predict = Predictor(networks)
+    predict = Predictor(networks, watch)
     assert request.seed is not None
     seeds = [request.seed + i for i in range(request.count)]
     images: list[Image.Image] = []

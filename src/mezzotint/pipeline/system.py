@@ -25,6 +25,7 @@ from mezzotint.diffusion.parameterisation import PARAMETERISATIONS
 from mezzotint.errors import CheckpointError, RequestError, unknown
 from mezzotint.images import to_image
 from mezzotint.kernels import policy
+from mezzotint.kernels.autoencoder import BandedAutoencoder, Bands, finished
 from mezzotint.kernels.execution import Execution
 from mezzotint.models.clip import ImageTower, TextTower
 from mezzotint.models.unet import UNet
@@ -94,10 +95,17 @@ class System:
         mean, std = self.kernels.autoencoder(self.vae).encode(image.to(self.device, self.dtype))
         return Posterior(mean.float().cpu(), std.float().cpu())
 
-    @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """Image [1 3 h w] of a latent; float32."""
-        return self.kernels.autoencoder(self.vae).decode(latent.to(self.device, self.dtype)).float().cpu()
+        return finished(self.decoding(latent))
+
+    def decoding(self, latent: Tensor) -> Bands[Tensor]:
+        """`decode` that yields between bands of rows, so that closing it stops there; all at once on plain kernels."""
+        autoencoder = self.kernels.autoencoder(self.vae)
+        if isinstance(autoencoder, BandedAutoencoder):
+            return (yield from autoencoder.decoding(latent.to(self.device)))
+        with torch.no_grad():
+            return autoencoder.decode(latent.to(self.device, self.dtype)).float().cpu()
 
     @torch.no_grad()
     def embed(self, pixels: Tensor) -> Tensor:

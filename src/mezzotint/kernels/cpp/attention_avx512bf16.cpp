@@ -299,15 +299,10 @@ int64_t workspace(const Shape &shape) {
 
 void attend(const Shape &shape, const uint16_t *q, int64_t q_stride, const uint16_t *keys, const uint16_t *values,
             uint16_t *out, int64_t out_stride, float scale, int64_t block, float *work) {
-  // The vectors of queries are dealt evenly: 4 of them are 2 + 2, not 3 + 1.
-  const int64_t vectors = shape.query_vectors(), blocks = shape.query_blocks();
-  const int64_t first = block * vectors / blocks, last = (block + 1) * vectors / blocks;
-  const int64_t count = std::min(last * LANES, shape.queries) - first * LANES;
-  q += first * LANES * q_stride;
-  out += first * LANES * out_stride;
-  const float in_log2 = scale * LOG2_E;
-  const auto run = last - first == 3 ? attend_block<3> : last - first == 2 ? attend_block<2> : attend_block<1>;
-  run(shape, q, q_stride, keys, values, out, out_stride, in_log2, count, work);
+  const auto [first, vectors, count] = shape.queries_of(block);
+  const auto run = vectors == 3 ? attend_block<3> : vectors == 2 ? attend_block<2> : attend_block<1>;
+  run(shape, q + first * q_stride, q_stride, keys, values, out + first * out_stride, out_stride, scale * LOG2_E, count,
+      work);
 }
 
 } // namespace mezzotint::avx512bf16

@@ -6,6 +6,8 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
 
 #include "attention.h"
@@ -16,29 +18,40 @@ namespace {
 using at::Tensor;
 using namespace mezzotint;
 
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+// torch's own variable, so that what it is limited to limits these kernels too.
+bool is_limited_to(const char *what) {
+  static const char *limit = std::getenv("ATEN_CPU_CAPABILITY");
+  return limit && !std::strcmp(limit, what);
+}
+bool has_avx2() {
+  return !is_limited_to("default") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
 bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  return has_avx2() && !is_limited_to("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-bool has_tiles() { return at::native::cpublas::could_pack(at::kBFloat16); } // AMX, by oneDNN's own check
 bool has_bf16_pairs() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+// AMX, by oneDNN's own check.
+bool has_tiles() { return has_bf16_pairs() && at::native::cpublas::could_pack(at::kBFloat16); }
 
 // A buffer for vectors of 64 bytes.
 Tensor buffer(int64_t count, at::ScalarType type, const Tensor &like) {
   return at::empty({count}, like.options().dtype(type).memory_format(std::nullopt));
 }
 
-Strided strided(const Tensor &x) {
-  return {reinterpret_cast<const uint16_t *>(x.const_data_ptr()), x.stride(0), x.stride(1), x.stride(2)};
+template <typename T> Strided<T> strided(const Tensor &x) {
+  return {reinterpret_cast<const T *>(x.const_data_ptr()), x.stride(0), x.stride(1), x.stride(2)};
 }
 
 Shape checked(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
-  TORCH_CHECK(has_bf16_pairs(), "attention: this processor has no AVX512-BF16");
+  const at::ScalarType type = q.scalar_type();
   for (const Tensor &x : {q, k, v}) {
-    TORCH_CHECK(x.dim() == 4 && x.scalar_type() == at::kBFloat16 && x.stride(3) == 1,
-                "attention: q, k and v are bfloat16 [b l heads d], contiguous in d");
+    TORCH_CHECK(x.dim() == 4 && x.scalar_type() == type && x.stride(3) == 1 &&
+                    (type == at::kBFloat16 || type == at::kFloat),
+                "attention: q, k and v are bfloat16 or float32 [b l heads d], contiguous in d");
   }
+  TORCH_CHECK(type == at::kFloat ? has_avx2() : has_bf16_pairs(), "attention: this processor has no instructions for ",
+              type);
   TORCH_CHECK(k.sizes() == v.sizes() && q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(3) == k.size(3),
               "attention: q ", q.sizes(), ", k ", k.sizes(), ", v ", v.sizes());
   const Shape shape{q.size(0), q.size(2), q.size(1), k.size(1), q.size(3)};
@@ -51,10 +64,11 @@ Shape checked(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
 Tensor attention_by_tiles(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
   constexpr int64_t BLOCK = 256, ROW = 48; // keys and queries at once
   const Shape shape = checked(q, k, v, scale);
+  TORCH_CHECK(q.scalar_type() == at::kBFloat16, "attention_by_tiles: bfloat16");
   Tensor out = at::empty({shape.batch, shape.queries, shape.heads, shape.width}, q.options());
   if (out.numel() == 0) return out;
 
-  const Strided qs = strided(q), ks = strided(k), vs = strided(v);
+  const auto qs = strided<uint16_t>(q), ks = strided<uint16_t>(k), vs = strided<uint16_t>(v);
   const int64_t heads = shape.batch * shape.heads, stride = (shape.keys + 31) / 32 * 32, width = shape.width;
   const int64_t blocks = (shape.queries + ROW - 1) / ROW;
   const Tensor packed = buffer(heads * width * stride, at::kBFloat16, q);
@@ -98,36 +112,59 @@ Tensor attention_by_tiles(const Tensor &q, const Tensor &k, const Tensor &v, dou
   return out;
 }
 
-Tensor attention(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
-  const Shape shape = checked(q, k, v, scale);
-  if (has_tiles()) return attention_by_tiles(q, k, v, scale);
+// The functions of one instruction set for one type.
+template <typename T> struct Kernel {
+  decltype(&avx512bf16::workspace) workspace;
+  void (*pack_keys)(const Shape &, const T *, int64_t, T *, int64_t, int64_t);
+  void (*pack_values)(const Shape &, const T *, int64_t, T *, int64_t, int64_t);
+  void (*attend)(const Shape &, const T *, int64_t, const T *, const T *, T *, int64_t, float, int64_t, float *);
+};
+
+template <typename T>
+Tensor attended(const Shape &shape, const Kernel<T> &kernel, const Tensor &q, const Tensor &k, const Tensor &v,
+                double scale) {
   Tensor out = at::empty({shape.batch, shape.queries, shape.heads, shape.width}, q.options());
   if (out.numel() == 0) return out;
 
-  const Strided qs = strided(q), ks = strided(k), vs = strided(v);
+  const auto qs = strided<T>(q), ks = strided<T>(k), vs = strided<T>(v);
   const int64_t heads = shape.batch * shape.heads, groups = shape.key_groups(), blocks = shape.query_blocks();
-  const Tensor packed = buffer(2 * heads * shape.packed(), at::kBFloat16, q);
-  auto *keys = reinterpret_cast<uint16_t *>(packed.mutable_data_ptr()), *values = keys + heads * shape.packed();
+  const Tensor packed = buffer(2 * heads * shape.packed(), q.scalar_type(), q);
+  auto *keys = reinterpret_cast<T *>(packed.mutable_data_ptr()), *values = keys + heads * shape.packed();
   at::parallel_for(0, heads * groups, 16, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end;) {
       const int64_t head = at / groups, first = at % groups, last = std::min(groups, first + end - at);
       const int64_t b = head / shape.heads, h = head % shape.heads, to = head * shape.packed();
-      avx512bf16::pack_keys(shape, ks.data + b * ks.batch + h * ks.head, ks.position, keys + to, first, last);
-      avx512bf16::pack_values(shape, vs.data + b * vs.batch + h * vs.head, vs.position, values + to, first, last);
+      kernel.pack_keys(shape, ks.data + b * ks.batch + h * ks.head, ks.position, keys + to, first, last);
+      kernel.pack_values(shape, vs.data + b * vs.batch + h * vs.head, vs.position, values + to, first, last);
       at += last - first;
     }
   });
-  auto *result = reinterpret_cast<uint16_t *>(out.mutable_data_ptr());
+  auto *result = reinterpret_cast<T *>(out.mutable_data_ptr());
   at::parallel_for(0, heads * blocks, 1, [&](int64_t begin, int64_t end) {
-    const Tensor work = buffer(avx512bf16::workspace(shape), at::kFloat, q);
+    const Tensor work = buffer(kernel.workspace(shape), at::kFloat, q);
     for (int64_t at = begin; at < end; at++) {
       const int64_t head = at / blocks, b = head / shape.heads, h = head % shape.heads;
-      avx512bf16::attend(shape, qs.data + b * qs.batch + h * qs.head, qs.position, keys + head * shape.packed(),
-                         values + head * shape.packed(), result + (b * shape.queries * shape.heads + h) * shape.width,
-                         shape.heads * shape.width, (float)scale, at % blocks, work.mutable_data_ptr<float>());
+      kernel.attend(shape, qs.data + b * qs.batch + h * qs.head, qs.position, keys + head * shape.packed(),
+                    values + head * shape.packed(), result + (b * shape.queries * shape.heads + h) * shape.width,
+                    shape.heads * shape.width, (float)scale, at % blocks, work.mutable_data_ptr<float>());
     }
   });
   return out;
+}
+
+#define KERNEL(isa, T) Kernel<T>{isa::workspace, isa::pack_keys, isa::pack_values, isa::attend}
+
+Tensor attention_by(const Tensor &q, const Tensor &k, const Tensor &v, double scale, bool is_wide) {
+  Shape shape = checked(q, k, v, scale);
+  if (q.scalar_type() == at::kBFloat16) return attended(shape, KERNEL(avx512bf16, uint16_t), q, k, v, scale);
+  TORCH_CHECK(!is_wide || has_avx512(), "attention: this processor has no AVX-512");
+  shape.lanes = is_wide ? avx512::lanes() : avx2::lanes();
+  return attended(shape, is_wide ? KERNEL(avx512, float) : KERNEL(avx2, float), q, k, v, scale);
+}
+
+Tensor attention(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
+  if (q.scalar_type() == at::kBFloat16 && has_tiles()) return attention_by_tiles(q, k, v, scale);
+  return attention_by(q, k, v, scale, has_avx512());
 }
 
 // A channels_last picture, and its positions in chunks.
@@ -282,6 +319,7 @@ std::string instructions() {
 TORCH_LIBRARY(mezzotint, m) {
   m.def("instructions() -> str", instructions);
   m.def("attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor");
+  m.def("attention_by(Tensor q, Tensor k, Tensor v, float scale, bool is_wide) -> Tensor");
   m.def("attention_by_tiles(Tensor q, Tensor k, Tensor v, float scale) -> Tensor");
   m.def("group_norm(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? shift, "
         "ScalarType? dtype) -> Tensor");
@@ -291,6 +329,7 @@ TORCH_LIBRARY(mezzotint, m) {
 
 TORCH_LIBRARY_IMPL(mezzotint, CPU, m) {
   m.impl("attention", attention);
+  m.impl("attention_by", attention_by);
   m.impl("attention_by_tiles", attention_by_tiles);
   m.impl("group_norm", group_norm);
   m.impl("moments", moments);
