@@ -41,7 +41,7 @@ from mezzotint.explain.watch import Activation, Moment, Watching
 from mezzotint.explain.words import told_apart
 from mezzotint.models.unet import UNet
 from mezzotint.names import SAMPLERS as NAMES
-from mezzotint.pipeline.drive import evaluated
+from mezzotint.pipeline.drive import Predictor, evaluated
 from mezzotint.pipeline.picture import Studio
 from mezzotint.pipeline.resolve import Resolved
 

@@ -136,6 +136,7 @@ def _listening(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(CONNECTIONS)  # before anybody reads the address; they wait until the server takes them
     except OSError as error:
         listening.close()
         raise RequestError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
