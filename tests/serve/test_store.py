@@ -171,7 +171,6 @@ WRITER = """
     import sys, time
     sys.path[:0] = {path!r}
     from pathlib import Path
-from typing import Any
     from serve.test_store import png
     from mezzotint.serve.ids import new_id
     from mezzotint.serve.store import Store
