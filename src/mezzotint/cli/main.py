@@ -17,6 +17,7 @@ from mezzotint.cli.convert import convert
 from mezzotint.cli.doctor import doctor
 from mezzotint.cli.edit import edit
 from mezzotint.cli.generate import generate
+from mezzotint.cli.grid import grid
 from mezzotint.cli.inspect import inspect
 from mezzotint.cli.package import package
 from mezzotint.cli.replay import replay
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, edit, vary, inspect, convert, samplers, train, package, replay, doctor):
+for verb in (generate, edit, vary, grid, inspect, convert, samplers, train, package, replay, doctor):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 
