@@ -26,7 +26,7 @@ def test_every_cell_is_the_picture_that_its_request_gives_alone(mezzotint: Comma
     for i, cell in enumerate(made["cells"]):
         left, top, width, height = cell["box"]
         inside = np.asarray(paper.crop((left, top, left + width, top + height)))
-        steps, sampler = STEPS[cell["column"]], SAMPLERS[cell["row"]]
+        steps, sampler = STEPS[int(cell["column"])], SAMPLERS[int(cell["row"])]
         alone = mezzotint("generate", *MADE, "--steps", steps, "--sampler", sampler).out.strip()
         with Image.open(alone) as image, Image.open(cell["path"]) as saved:
             assert (np.asarray(image) == inside).all()
