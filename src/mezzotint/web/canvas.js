@@ -7,6 +7,14 @@ import { html } from "./vendor/lit.js";
 export const ZOOMS = [0.1, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32];
 const COPPER = [226, 132, 78];
 
+/** A number from 0 to 255 for every pixel, the same at every time and without a pattern. */
+function scatter(i) {
+  let h = Math.imul(i + 1, 0x9e3779b1);
+  h = Math.imul(h ^ (h >>> 15), 0x85ebca6b);
+  h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
+  return (h ^ (h >>> 16)) & 255;
+}
+
 /** `source` is what is drawn under the mask, `over` what is drawn instead while a result is looked at. */
 export class Painter extends View {
   static properties = {
@@ -245,11 +253,12 @@ export class Painter extends View {
     for (let y = 0; y < box.height; y++) {
       for (let x = 0; x < box.width; x++) {
         const i = (y + box.top) * mask.width + x + box.left;
-        const alpha = mask.data[i] ? 205 : soft ? soft[i] * 0.45 : 0;
+        const alpha = mask.data[i] ? 205 : soft ? soft[i] * 0.3 : 0;
         if (!alpha) continue;
-        const grain = ((Math.imul(i + 1, 2654435761) ^ Math.imul(i + 7, 40503)) >>> 8) & 255;
+        const grain = scatter(i);
         const tone = 18 + grain / 3;
-        dots.data.set(grain > 225 ? [...COPPER, alpha] : [tone, tone, tone, alpha], 4 * (y * box.width + x));
+        const isBright = grain > 225 && mask.data[i];
+        dots.data.set(isBright ? [...COPPER, alpha] : [tone, tone, tone, alpha], 4 * (y * box.width + x));
       }
     }
     overlay.getContext("2d").putImageData(dots, box.left, box.top);
