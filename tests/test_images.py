@@ -11,6 +11,9 @@ from sd_parsers import ParserManager
 
 from mezzotint.errors import RequestError
 from mezzotint.images import (
+    EDITED,
+    FORMATS,
+    MADE,
     encode,
     feathered,
     fitted,
@@ -18,6 +21,7 @@ from mezzotint.images import (
     pasted,
     read_infotext,
     read_metadata,
+    source_type,
     to_array,
     to_image,
     to_mask,
@@ -174,3 +178,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match=r"file/picture.png' cannot be written: (Not a directory|File exists)"):
         write_file(tmp_path / "file" / "picture.png", b"")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_carries_the_mark_of_how_it_was_made(kind: str) -> None:
+    def marked(**request: object) -> str | None:
+        record = {"schema": 1, "resolved": {"request": request}}
+        return source_type(encode(Image.new("RGB", (8, 8)), "a\nSteps: 1", record, kind))
+
+    assert marked() == MADE == "trainedAlgorithmicMedia"
+    assert marked(image={"sha256": "0"}) == EDITED == "compositeWithTrainedAlgorithmicMedia"
+    assert marked(mark=False) is None
+    assert source_type(encode(Image.new("RGB", (8, 8)), "a\nSteps: 1", None, kind)) is None  # not ours to mark

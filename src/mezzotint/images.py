@@ -2,9 +2,11 @@
 
 Two texts travel with a picture: `parameters`, the line format of the AUTOMATIC1111 web UI that other programs read, and
 `mezzotint`, a JSON object that holds everything needed to make the picture again. PNG stores them as text chunks,
-JPEG and WebP in EXIF. `uint8` exists only in this file; everywhere else an image is float32 in [-1, 1].
+JPEG and WebP in EXIF. Beside them stands a mark, in XMP, that the picture was made by a trained model, unless its
+request says `mark: false`. `uint8` exists only in this file; everywhere else an image is float32 in [-1, 1].
 
-Source: grammar of `parameters`: `create_infotext` and `parse_generation_parameters` of the web UI.
+Source: grammar of `parameters`: `create_infotext` and `parse_generation_parameters` of the web UI; the mark: IPTC Photo
+Metadata Standard, Digital Source Type.
 """
 
 import io
@@ -26,6 +28,17 @@ SCHEMA = 1
 MAX_PIXELS = 1 << 26
 FORMATS = ("PNG", "JPEG", "WEBP")
 Resize = Literal["stretch", "crop", "pad"]
+
+SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+MADE, EDITED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"
+_XMP_KEY = "XML:com.adobe.xmp"  # of PNG; the other formats have a place of their own
+_XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType="{source}"/>'
+    '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+)
+_SOURCE_TYPE = re.compile(r"DigitalSourceType(?:=\"|>)\s*" + re.escape(SOURCE_TYPES) + r"(\w+)")
 
 _EXIF_IFD, _USER_COMMENT, _DESCRIPTION = 0x8769, 0x9286, 0x010E
 _ITEM = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -144,9 +157,15 @@ def read_infotext(text: str) -> Infotext:
 
 
 def encode(
-    image: Image.Image, infotext: str = "", record: Mapping[str, object] | None = None, kind: str = "PNG"
+    image: Image.Image,
+    infotext: str = "",
+    record: Mapping[str, object] | None = None,
+    kind: str = "PNG",
+    *,
+    quality: int = 95,
 ) -> bytes:
-    """The bytes of a picture file of one of FORMATS that carries both texts."""
+    """The bytes of a picture file of one of FORMATS that carries both texts, and the mark that the record asks for."""
+    mark = _mark(record) if record else ""
     texts = {"parameters": infotext, "mezzotint": json.dumps(record, ensure_ascii=False) if record else ""}
     out = io.BytesIO()
     if kind == "PNG":
@@ -154,6 +173,8 @@ def encode(
         for key, text in texts.items():
             if text:
                 chunks.add_text(key, text)
+        if mark:
+            chunks.add_itxt(_XMP_KEY, mark)
         image.save(out, kind, pnginfo=chunks)
     else:
         exif = Image.Exif()
@@ -161,8 +182,24 @@ def encode(
             exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + infotext.encode("utf-16-be")
         if record:  # escaped: this tag is ASCII
             exif[_DESCRIPTION] = json.dumps(record)
-        image.save(out, kind, quality=95, exif=exif)
+        image.save(out, kind, quality=quality, exif=exif, xmp=mark.encode())
     return out.getvalue()
+
+
+def source_type(source: Path | bytes) -> str | None:
+    """The IPTC digital source type that a picture file is marked with, without its address: `MADE`, `EDITED` or others.
+
+    Raises: RequestError if the file is no picture.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            image.load()  # PNG texts may follow the pixels
+            told = image.info.get(_XMP_KEY) or image.info.get("xmp") or b""
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RequestError(f"{_where(source)}: no readable PNG, JPEG or WebP picture ({error})") from None
+    text = told.decode("utf-8", "replace") if isinstance(told, bytes) else str(told)
+    found = _SOURCE_TYPE.search(text)
+    return found[1] if found else None
 
 
 def read_metadata(source: Path | bytes) -> Metadata:
@@ -211,6 +248,14 @@ def check_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise RequestError(f"folder {str(folder)!r} cannot be written to: {error.strerror or error}") from None
+
+
+def _mark(record: Mapping[str, Any]) -> str:  # Any: JSON
+    """The XMP of a picture with this record; empty if its request wants none."""
+    request = record.get("resolved", {}).get("request", {})
+    if not request.get("mark", True):
+        return ""
+    return _XMP.format(source=SOURCE_TYPES + (EDITED if request.get("image") else MADE))
 
 
 def _where(source: Path | bytes) -> str:

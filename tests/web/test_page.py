@@ -577,7 +577,7 @@ def test_a_wrong_axis_is_told_before_anything_is_made(visit: Open) -> None:
 
 
 def test_a_model_is_inspected_and_switched_to(visit: Open, studio: Path) -> None:
-    with serving(studio, "--models", "models", "--output", "elsewhere") as address:
+    with serving(studio, "--models", "models", "--gallery", "elsewhere") as address:
         opened = visit(address)
         page = opened.go("models")
         page.get_by_role("list", name="Models").get_by_role("button", name="another").click()
@@ -593,7 +593,7 @@ def test_a_model_is_inspected_and_switched_to(visit: Open, studio: Path) -> None
 
 
 def test_a_server_with_a_key_asks_for_it(visit: Open, studio: Path) -> None:
-    with serving(studio, "--key", "open sesame", "--output", "locked") as address:
+    with serving(studio, "--key", "open sesame", "--gallery", "locked") as address:
         opened = visit(address)
         page = opened.page
         page.goto(address)

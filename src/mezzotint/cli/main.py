@@ -22,6 +22,7 @@ from mezzotint.cli.inspect import inspect
 from mezzotint.cli.package import package
 from mezzotint.cli.replay import replay
 from mezzotint.cli.samplers import samplers
+from mezzotint.cli.serve import serve
 from mezzotint.cli.train import train
 from mezzotint.cli.vary import vary
 from mezzotint.errors import ConfigError, MezzotintError, RequestError
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, edit, vary, grid, inspect, convert, samplers, train, package, replay, doctor):
+for verb in (generate, edit, vary, grid, inspect, convert, samplers, train, package, serve, replay, doctor):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 

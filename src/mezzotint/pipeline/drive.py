@@ -6,7 +6,7 @@ turn.
 """
 
 import itertools
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -52,24 +52,14 @@ class Predictor:
         found: dict[int, Tensor] = {}
         for name in dict.fromkeys(row.network for row in rows):
             places = [place for place, row in enumerate(rows) if row.network == name]
-            x0 = self._batch(self.networks[name], [rows[place] for place in places])
-            found |= dict(zip(places, _split(x0, [rows[place] for place in places]), strict=True))
+            network, batch = self.networks[name], [rows[place] for place in places]
+            x0 = evaluated(network, batch, self.prepared(network, batch))
+            found |= dict(zip(places, split(x0, batch), strict=True))
         return [found[place] for place in range(len(rows))]
 
-    def _batch(self, network: Network, rows: list[Row]) -> Tensor:
-        prepared = self._prepare(network, rows)
-        x = torch.cat([row.x for row in rows])
-        t = torch.cat([torch.full((row.x.shape[0],), row.t) for row in rows])
-        c_in = torch.cat(
-            [row.x.new_full((row.x.shape[0], 1, 1, 1), network.parameterisation(row.sigma).c_in) for row in rows]
-        )
-        output = network.unet((c_in * x).to(network.device, network.dtype), t.to(network.device), prepared)
-        outputs = _split(output.to(x.device, torch.float32), rows)
-        return torch.cat(
-            [x0_from(out, row.x, row.sigma, network.parameterisation) for out, row in zip(outputs, rows, strict=True)]
-        )
-
-    def _prepare(self, network: Network, rows: list[Row]) -> Prepared:
+    @torch.no_grad()
+    def prepared(self, network: Network, rows: list[Row]) -> Prepared:
+        """What the network computes once for the conditioning of these rows, from memory if it is known."""
         key = (rows[0].network, *(row.slot for row in rows))
         asked = [row.conditioning for row in rows]
         known = self._prepared.get(key)
@@ -77,6 +67,20 @@ class Predictor:
             conditionings = [cast(Conditioning, conditioning) for conditioning in asked]  # opaque in Row
             known = self._prepared[key] = (asked, network.unet.prepare(_stacked(conditionings, network)))
         return known[1]
+
+
+def evaluated(network: Network, rows: Sequence[Row], prepared: Prepared) -> Tensor:
+    """x0 of all rows, one after another, by one call of the network. Float32."""
+    x = torch.cat([row.x for row in rows])
+    t = torch.cat([torch.full((row.x.shape[0],), row.t) for row in rows])
+    c_in = torch.cat(
+        [row.x.new_full((row.x.shape[0], 1, 1, 1), network.parameterisation(row.sigma).c_in) for row in rows]
+    )
+    output = network.unet((c_in * x).to(network.device, network.dtype), t.to(network.device), prepared)
+    outputs = split(output.to(x.device, torch.float32), rows)
+    return torch.cat(
+        [x0_from(out, row.x, row.sigma, network.parameterisation) for out, row in zip(outputs, rows, strict=True)]
+    )
 
 
 def drive(rows: Rows, predict: Callable[[list[Row]], list[Tensor]]) -> Generator[Evaluation, None, Tensor]:
@@ -93,7 +97,7 @@ def drive(rows: Rows, predict: Callable[[list[Row]], list[Tensor]]) -> Generator
         rows.close()
 
 
-def _split(batch: Tensor, rows: list[Row]) -> list[Tensor]:
+def split(batch: Tensor, rows: Sequence[Row]) -> list[Tensor]:
     """The batch in the parts that its rows gave."""
     ends = list(itertools.accumulate(row.x.shape[0] for row in rows))
     return [batch[end - row.x.shape[0] : end] for end, row in zip(ends, rows, strict=True)]

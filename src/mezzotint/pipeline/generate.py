@@ -6,22 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple  # Any: the fields of Request, which validates them
 
-from PIL import Image
-
 from mezzotint.errors import RequestError
 from mezzotint.images import open_image
-from mezzotint.pipeline.condition import told
-from mezzotint.pipeline.drive import Predictor, drive
-from mezzotint.pipeline.picture import Studio
+from mezzotint.pipeline.drive import drive
+from mezzotint.pipeline.making import Making, Picture
 from mezzotint.pipeline.request import Progress, Request
-from mezzotint.pipeline.resolve import Resolved, resolve
 from mezzotint.pipeline.result import (
     Expectation,
     Result,
     compare,
-    infotext,
     largest_difference,
-    record,
     recorded_request,
 )
 
@@ -74,7 +68,7 @@ def stream(system: "System", request: Request | None = None, /, **fields: Any) -
     Raises: RequestError.
     """
     asked = _asked(request, fields)
-    return Stream(_run(system, asked, resolve(system, asked)))
+    return Stream(_run(Making(system, asked)))
 
 
 def generate(system: "System", request: Request | None = None, /, **fields: Any) -> Result:
@@ -137,37 +131,27 @@ def _asked(request: Request | None, fields: dict[str, Any]) -> Request:
     return request
 
 
-def _run(system: "System", asked: Request, resolved: Resolved) -> Generator[Progress, None, Result]:
-    request = resolved.request
-    sides = told(system, request)
-    studio = Studio(system, resolved, sides)
-    networks = {"base": system.network}
-    if request.refiner is not None:
-        refiner = system.companion(request.refiner)
-        studio.refiner = refiner, told(refiner, request)
-        networks["refiner"] = refiner.network
-    predict = Predictor(networks)
-    assert request.seed is not None
-    seeds = [request.seed + i for i in range(request.count)]
-    images: list[Image.Image] = []
-    clock = _Clock(resolved.evaluations * len(seeds))
-    for i, seed in enumerate(seeds):
-        running = drive(studio.rows(seed), predict)
-        step = -1
+def _run(making: Making) -> Generator[Progress, None, Result]:
+    system, steps = making.system, making.steps
+    pictures: list[Picture] = []
+    _ = making.warnings  # a strict request is refused before the clock starts
+    clock = _Clock(making.evaluations)
+    for i in range(len(making.seeds)):
+        running = drive(making.rows(i), making.predict)
+        step = 0
         while True:
             try:
                 evaluation = next(running)
             except StopIteration as finished:
-                images.append(studio.finished(finished.value))
+                pictures.append(making.finished(i, finished.value))
                 break
             row = evaluation.rows[0]
             done, left = clock.tick()
             system.start_hashing()  # not before the first evaluation: nobody should wait for it
-            steps = len(resolved.levels) - 1
-            step = max(step, sum(level.sigma > row.sigma for level in resolved.levels))
+            step = making.step(row.sigma, step)
             yield Progress(
                 image=i,
-                step=min(step + 1, steps),
+                step=step,
                 steps=steps,
                 evaluation=done,
                 evaluations=clock.total,
@@ -175,24 +159,12 @@ def _run(system: "System", asked: Request, resolved: Resolved) -> Generator[Prog
                 seconds_left=left,
                 preview=partial(system.preview, evaluation.x0[0]),
             )
-    model, execution = system.identity(), system.execution()
     return Result(
-        images=images,
-        seeds=seeds,
-        warnings=sides.warnings,
-        metadata=[
-            record(
-                asked=asked,
-                resolved=request,
-                seed=seed,
-                levels=resolved.levels,
-                model=model,
-                execution=execution,
-                warnings=sides.warnings,
-            )
-            for seed in seeds
-        ],
-        infotexts=[infotext(request, seed, model, system.versions()) for seed in seeds],
+        images=[picture.image for picture in pictures],
+        seeds=making.seeds,
+        warnings=making.warnings,
+        metadata=[picture.record for picture in pictures],
+        infotexts=[picture.infotext for picture in pictures],
     )
 
 

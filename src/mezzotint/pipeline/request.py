@@ -132,6 +132,7 @@ class Request(BaseModel):
         default_factory=dict[str, float | int | bool | str], description="options of the sampler"
     )
     level: Literal["full", "balanced", "fast"] = Field(default="full", description="how much is approximated")
+    mark: bool = Field(default=True, description="mark the file as made by AI: IPTC's digital source type, in XMP")
     strict: bool = Field(default=False, description="refuse prompts that do not fit instead of warning")
 
     if not TYPE_CHECKING:  # type checkers see the fields instead

@@ -22,13 +22,13 @@ from mezzotint.checkpoints.scheduler import SchedulerConfig
 from mezzotint.checkpoints.translate import network
 from mezzotint.diffusion.parameterisation import PARAMETERISATIONS
 from mezzotint.errors import CheckpointError, RequestError, unknown
-from mezzotint.images import to_image
 from mezzotint.models.clip import ImageTower, TextTower
 from mezzotint.models.unet import UNet
 from mezzotint.models.vae import AutoencoderKL, Posterior
 from mezzotint.names import PRESETS, PresetInfo
 from mezzotint.pipeline.drive import Network
 from mezzotint.pipeline.hashes import start_hash
+from mezzotint.pipeline.preview import known_preview, previewed, remembered_preview
 from mezzotint.pipeline.unclip import Statistics, read_statistics
 from mezzotint.prompts.encode import LAST, RULES, EmptyNegative, TowerRule, empty_negative
 from mezzotint.prompts.tokenizer import Tokenizer, bundled, from_folder
@@ -68,6 +68,7 @@ class System:
     sources: Mapping[str, tuple[Path, ...]]  # files per component
     dtype: torch.dtype
     device: torch.device
+    preview_weights: object = None  # as mezzotint.json states them
     _companions: dict[str, "System"] = field(default_factory=dict[str, "System"], init=False)
     _hashes: dict[str, Future[str]] = field(default_factory=dict[str, "Future[str]"], init=False)
 
@@ -100,20 +101,13 @@ class System:
         return self.image_tower(pixels.to(self.device, self.dtype)).embedding.float().cpu()
 
     def preview(self, latent: Tensor) -> Image.Image:
-        """A picture of one pixel per position of a latent [1 c h w], by a linear map that is fitted to the decoder."""
-        weights = self._preview_weights
-        flat = torch.cat([latent[0].flatten(1), torch.ones(1, latent[0, 0].numel())])  # [c+1 l]
-        return to_image((weights.T @ flat).reshape(3, *latent.shape[2:]).numpy())
+        """A picture of one pixel per position of a latent [1 c h w], by a linear map that is fitted to the encoder."""
+        return previewed(latent, self._preview_weights)
 
     @cached_property
     def _preview_weights(self) -> Tensor:
-        """[c+1 3]: least squares from the latents of 27 plain colours to these colours."""
-        shades = torch.tensor([-0.9, 0.0, 0.9])
-        colours = torch.cartesian_prod(shades, shades, shades)  # [27 3]
-        side = 4 * self.vae.factor
-        latents = torch.cat([self.encode(c.view(1, 3, 1, 1).expand(-1, -1, side, side)).mean for c in colours])
-        seen = torch.cat([latents.mean((2, 3)), torch.ones(len(colours), 1)], dim=1)
-        return seen.pinverse() @ colours
+        known = known_preview(self.preview_weights, self.vae.config.latent_channels)
+        return remembered_preview(self.vae, self.sources["vae"]) if known is None else known
 
     def companion(self, name: str) -> "System":
         """Another model in the same precision on the same device, loaded once: the refiner."""
@@ -282,6 +276,7 @@ def _assembled(
         sources=_sources(found, variant),
         dtype=dtype,
         device=device,
+        preview_weights=found.info.get("preview"),
     )
 
 

@@ -23,10 +23,11 @@ from mezzotint.checkpoints.translate import Config
 from mezzotint.errors import ConfigError
 from mezzotint.models.clip import TextConfig
 from mezzotint.models.unet import UNetConfig
-from mezzotint.models.vae import VAEConfig
+from mezzotint.models.vae import AutoencoderKL, VAEConfig
+from mezzotint.pipeline.preview import fit_preview, stated
 from mezzotint.storage import atomic
 from mezzotint.training.config import TrainConfig, parse
-from mezzotint.training.network import read_config
+from mezzotint.training.network import read_config, read_weights
 from mezzotint.training.part import CARD, Inputs
 from mezzotint.training.samples import read_split
 from mezzotint.training.state import MANIFEST, complete
@@ -95,6 +96,8 @@ def pack_model(config: TrainConfig, run: Path, inputs: Inputs, out: Path) -> tup
     )
     latents = config.data.resolution // read_config(places["autoencoder"], "autoencoder", VAEConfig).factor
     scheduler = scheduler_of(config)
+    autoencoder = AutoencoderKL(read_config(places["autoencoder"], "autoencoder", VAEConfig))
+    read_weights(places["autoencoder"], "autoencoder", autoencoder)
     checkpoint = Checkpoint(
         preset="sd15",
         objective=scheduler.objective,
@@ -105,6 +108,7 @@ def pack_model(config: TrainConfig, run: Path, inputs: Inputs, out: Path) -> tup
         tokenizers=(places["clip"] / TOKENIZER,),
         info={
             "null": {"text_encoder": "empty"},  # the text that guidance was trained to leave out
+            "preview": stated(fit_preview(autoencoder)),
             "data": {card.part: card.data_card for card in cards},
             "recipe": {card.part: card.recipe for card in cards},
             "hints": {"unet": {"sample_size": latents}, "vae": {"sample_size": config.data.resolution}},

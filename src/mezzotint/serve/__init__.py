@@ -1,0 +1,1 @@
+"""A server: HTTP in one process, networks in another, JSON lines and bytes between them."""

@@ -1,0 +1,141 @@
+"""The server as a process: listens, drains on the first signal, closes connections that say nothing. No torch."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any  # Any: what uvicorn passes around
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mezzotint.errors import RequestError
+from mezzotint.serve.app import application
+from mezzotint.serve.guard import Access, is_loopback, own_hosts
+from mezzotint.serve.hub import Hub, Settings
+from mezzotint.serve.models import Shelf
+from mezzotint.serve.store import Store
+
+HEADERS_S = 10.0  # for the headers of a first request
+CONNECTIONS = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where the server listens, and what it works with."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    key: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    grace: float = 30.0
+    gallery: Path = Path("outputs/gallery")
+    models: Path | None = None
+    settings: Settings = field(default_factory=Settings)
+
+
+class Prompt(H11Protocol):
+    """HTTP/1.1 for clients that say what they want: a connection whose headers do not come is closed."""
+
+    def connection_made(self, transport: Any) -> None:  # Any: as uvicorn declares it
+        """A client has connected."""
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(HEADERS_S, self._lose_patience)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has gone."""
+        self._patience.cancel()
+        super().connection_lost(exc)
+
+    def _lose_patience(self) -> None:
+        if self.cycle is None:  # pyright: ignore[reportUnnecessaryComparison]  # None until a request has begun
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Drains on the first SIGTERM or SIGINT: takes no more jobs, ends those that it has; a second one stops at once."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Any]) -> None:  # Any: a coroutine
+        super().__init__(config)
+        self._drain, self._draining = drain, False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal has come."""
+        if self._draining:
+            self.should_exit = True
+            self.force_exit = sig == signal.SIGINT
+            return
+        self._draining = True
+        asyncio.get_running_loop().create_task(self._drained(), name="drain")
+
+    async def _drained(self) -> None:
+        try:
+            await self._drain()
+        finally:
+            self.should_exit = True
+
+
+def serve(first: str, place: Place, said: Callable[[str], None]) -> None:
+    """Serve until a signal comes. `first` is the model that is loaded; `said` is told the addresses.
+
+    Raises: RequestError if the address is open to others and there is no key, or cannot be listened on.
+    """
+    if not is_loopback(place.host) and not place.key:
+        raise RequestError(
+            f"{place.host} can be reached from other machines: give a key with --key (or MEZZOTINT_KEY), "
+            "or listen on 127.0.0.1"
+        )
+    store = Store(place.gallery)
+    hub = Hub(store, Shelf(first, place.models), place.settings)
+    listening = _listening(place.host, place.port)
+    port = listening.getsockname()[1]
+    access = Access(
+        key=place.key,
+        hosts=own_hosts(place.host, port, place.allowed_hosts),
+        port=port,
+        is_public=not is_loopback(place.host),
+    )
+    app = application(hub, access, is_drained_elsewhere=True)
+    config = uvicorn.Config(
+        app,
+        http=Prompt,
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=5,
+        limit_concurrency=CONNECTIONS,
+        h11_max_incomplete_event_size=1 << 16,
+    )
+    host = f"[{place.host}]" if ":" in place.host else place.host
+    address = f"http://{'127.0.0.1' if place.host in ('0.0.0.0', '::') else host}:{port}"
+    for line in (
+        f"page        {address}/",
+        f"OpenAI      {address}/v1",
+        f"A1111       {address}/sdapi/v1",
+        f"HF          {address}/hf/text-to-image",
+        f"native      {address}/api/v1    docs/reference/http.md",
+    ):
+        said(line)
+    server = Server(config, lambda: hub.drain(place.grace))
+    asyncio.run(server.serve(sockets=[listening]))
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens here. Raises: RequestError if it cannot."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise RequestError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    return listening
