@@ -147,7 +147,7 @@ def visit(browser: Browser, site: str) -> Generator[Open]:
 
     def open_page(address: str = site, **options: Any) -> Visit:  # Any: a context's own options
         context = browser.new_context(**{"viewport": {"width": 1366, "height": 768}, **options})
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(10_000)
         made = Visit(context.new_page(), context, address)
 
         def guard(route: Any) -> None:  # Any: playwright's Route, whose handler it types loosely

@@ -5,6 +5,7 @@ Fooocus and NovelAI by sd-parsers; SwarmUI and Easy Diffusion here. What a file 
 not ours and numbers out of range are left out, and said to be.
 """
 
+import ast
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -135,12 +136,21 @@ def _swarm(said: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
     return {names.get(key, key): value for key, value in said.items()}
 
 
+def _joined(said: object) -> object:
+    """One text: Fooocus writes a list of what it sent to each text tower, and sd-parsers that list's representation."""
+    with suppress(ValueError, SyntaxError, TypeError):
+        parts: Any = ast.literal_eval(said) if isinstance(said, str) and said.startswith("[") else said  # Any: theirs
+        if isinstance(parts, list) and all(isinstance(part, str) for part in cast(list[object], parts)):
+            return "\n".join(cast(list[str], parts))
+    return said
+
+
 def _parsed(told: Explained, data: bytes) -> None:
     """What sd-parsers makes of it; it raises all sorts of errors on files that it does not expect."""
     try:
         from sd_parsers import ParserManager
 
-        found: Any = ParserManager().parse(data)  # Any: sd-parsers' containers are loosely typed
+        found: Any = ParserManager().parse(io.BytesIO(data))  # Any: sd-parsers' containers are loosely typed
         if found is None:
             return
         source = str(found.generator.value)
@@ -149,7 +159,8 @@ def _parsed(told: Explained, data: bytes) -> None:
         parameters = {str(key).lower(): value for key, value in sampler.parameters.items()} if sampler else {}
         more = {str(key).lower(): value for key, value in found.metadata.items()}
         fields = {**more, **parameters, "sampler": sampler.name if sampler else None}
-        fields["prompt"], fields["negative_prompt"] = found.full_prompt, found.full_negative_prompt or None
+        fields["prompt"] = _joined(found.full_prompt)
+        fields["negative_prompt"] = _joined(found.full_negative_prompt) or None
         told.model = str(sampler.model) if sampler and sampler.model else None
         _fill(told, fields)
     except Exception:

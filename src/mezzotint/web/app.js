@@ -75,8 +75,8 @@ class App extends View {
 
   render() {
     return html`
-      <a class="skip" href="#${this.view}" @click=${(event) => { event.preventDefault(); this.querySelector("main h1").focus(); }}>To the content</a>
       <header>
+        <a class="skip" href="#${this.view}" @click=${(event) => { event.preventDefault(); this.querySelector("main h1").focus(); }}>To the content</a>
         <span class="mark" aria-hidden="true"></span>
         <span class="name">mezzotint</span>
         <nav aria-label="Views">
@@ -120,7 +120,7 @@ class Key extends View {
   async send(event) {
     event.preventDefault();
     try {
-      await store.signIn(this.querySelector("input").value);
+      await store.signIn(this.querySelector("#key").value);
       go("create");
     } catch (error) {
       this.wrong = error.message;
@@ -131,6 +131,7 @@ class Key extends View {
     return html`<dialog class="ask" aria-label="Key" @cancel=${(event) => event.preventDefault()}>
       <form @submit=${this.send}>
         <h2>This server asks for its key</h2>
+        <input type="text" autocomplete="username" value="mezzotint" hidden />
         <div class="field"><label for="key">Key</label><input id="key" type="password" autocomplete="current-password" required /></div>
         ${this.wrong ? html`<p class="note is-error" role="alert">${this.wrong}</p>` : nothing}
         <button type="submit" class="primary">Go on</button>

@@ -9,7 +9,7 @@ import { withTexts } from "./png.js";
 import { duration, toRequest } from "./request.js";
 import { drawSheet } from "./sheet.js";
 import { store } from "./store.js";
-import { View, copy, icon, pixels, save, vars } from "./ui.js";
+import { View, copy, icon, pixels, save, typed, vars } from "./ui.js";
 import { html, live, nothing } from "./vendor/lit.js";
 
 const FIELDS = {
@@ -19,11 +19,11 @@ const FIELDS = {
 const AT_ONCE = 8; // records fetched together for a sheet
 
 export class Compare extends View {
-  static properties = { cost: { state: true }, wrong: { state: true }, cell: { state: true }, isSaving: { state: true } };
+  static properties = { cost: { state: true }, cell: { state: true }, isSaving: { state: true } };
 
   constructor() {
     super();
-    [this.cost, this.wrong, this.cell, this.isSaving] = [null, null, innerWidth < 600 ? 88 : 160, false];
+    [this.cost, this.cell, this.isSaving] = [null, innerWidth < 600 ? 88 : 160, false];
   }
 
   set(patch) {
@@ -37,7 +37,7 @@ export class Compare extends View {
     return Object.keys(store.samplers.samplers.find((one) => one.name === name)?.options ?? {});
   }
 
-  /** The grid that is asked for; null where it cannot be, with `wrong` saying why. */
+  /** The grid that is asked for; null where it cannot be, with `wrong` (no state: it is found while drawing) saying why. */
   plan() {
     const base = toRequest(store.form);
     const { mode, x, y } = store.compare;
@@ -128,7 +128,7 @@ export class Compare extends View {
         </div>
         <div class="field">
           <label for="${id}-values">Values <small>${one.field === "prompt" ? "the first is replaced by each" : ""}</small></label>
-          <input id="${id}-values" ?disabled=${!one.field} placeholder=${one.field ? axes.example(one.field) : ""} aria-invalid=${String(Boolean(this.wrong && one.field && this.wrong.startsWith(one.field)))} .value=${live(one.text)} @input=${(event) => this.set({ [name]: { ...one, text: event.target.value } })} />
+          <input id="${id}-values" ?disabled=${!one.field} placeholder=${one.field ? axes.example(one.field) : ""} aria-invalid=${String(Boolean(this.wrong && one.field && this.wrong.startsWith(one.field)))} .value=${typed(one.text)} @input=${(event) => this.set({ [name]: { ...one, text: event.target.value } })} />
         </div>
       </div>
     `;
@@ -149,7 +149,7 @@ export class Compare extends View {
       <div class="row bar-row">
         <span class="note number" role="status">${isDone ? `${made} of ${job.total} pictures` : `${made} of ${job.total}${job.secondsLeft ? `, ${duration(job.secondsLeft)} left` : ""}`}</span>
         <span class="grow"></span>
-        <label class="size"><span>Size</span><input type="range" min="48" max="512" aria-label="Size of the cells" .value=${live(String(this.cell))} @input=${(event) => (this.cell = event.target.valueAsNumber)} ${vars({ "--at": (this.cell - 48) / 464 })} /></label>
+        <label class="size"><span>Size</span><input type="range" min="48" max="512" aria-label="Size of the cells" .value=${typed(String(this.cell))} @input=${(event) => (this.cell = event.target.valueAsNumber)} ${vars({ "--at": (this.cell - 48) / 464 })} /></label>
         <button type="button" ?disabled=${!isDone || made < job.total || this.isSaving} @click=${this.export}>${icon("download")} One PNG</button>
         ${x.field === "matrix" ? nothing : html`<button type="button" @click=${() => copy(asGridCommand(toRequest(store.form, { seed: first.seed }), x, y, store.server?.model?.name), "Command")}>${icon("copy")} Command</button>`}
       </div>

@@ -8,8 +8,8 @@ import { action } from "./form.js";
 import { Mask, borders } from "./mask.js";
 import { toRequest } from "./request.js";
 import { store } from "./store.js";
-import { View, icon, pixels, tool, vars } from "./ui.js";
-import { html, live, nothing } from "./vendor/lit.js";
+import { View, icon, pixels, tool, typed, vars } from "./ui.js";
+import { html, nothing } from "./vendor/lit.js";
 
 const KEPT = "mezzotint.edited";
 const SIDES = ["left", "top", "right", "bottom"];
@@ -237,7 +237,7 @@ export class Edit extends View {
         <summary>Paint beyond the edge</summary>
         <div class="stack">
           <div class="four">
-            ${SIDES.map((side) => html`<div class="field"><label for="border-${side}">${side}</label><input id="border-${side}" type="number" min="0" step="8" .value=${live(String(this.border[side]))} @change=${(event) => (this.border = { ...this.border, [side]: Math.max(0, Math.round(event.target.valueAsNumber) || 0) })} /></div>`)}
+            ${SIDES.map((side) => html`<div class="field"><label for="border-${side}">${side}</label><input id="border-${side}" type="number" min="0" step="8" .value=${typed(String(this.border[side]))} @change=${(event) => (this.border = { ...this.border, [side]: Math.max(0, Math.round(event.target.valueAsNumber) || 0) })} /></div>`)}
           </div>
           <button type="button" @click=${this.extend}>Extend the picture</button>
         </div>
@@ -256,12 +256,12 @@ export class Edit extends View {
         ${tool("hand", "Move", () => (this.mode = "pan"), { isPressed: this.mode === "pan", keys: "middle button" })}
         <label class="size" title="Size of the brush ([ and ])">
           <span>Size</span>
-          <input type="range" min="1" max=${this.largest} .value=${live(String(this.brush))} @input=${(event) => (this.brush = event.target.valueAsNumber)} ${vars({ "--at": this.brush / this.largest })} />
+          <input type="range" min="1" max=${this.largest} .value=${typed(String(this.brush))} @input=${(event) => (this.brush = event.target.valueAsNumber)} ${vars({ "--at": this.brush / this.largest })} />
           <output>${this.brush}</output>
         </label>
         <label class="size" title="Pixels over which the mask's edge falls off">
           <span>Feather</span>
-          <input type="range" min="0" max="64" .value=${live(String(this.feather))} @input=${(event) => store.fill("editForm", { fields: { ...store.editForm.fields, feather: event.target.valueAsNumber } })} ${vars({ "--at": this.feather / 64 })} />
+          <input type="range" min="0" max="64" .value=${typed(String(this.feather))} @input=${(event) => store.fill("editForm", { fields: { ...store.editForm.fields, feather: event.target.valueAsNumber } })} ${vars({ "--at": this.feather / 64 })} />
           <output>${this.feather}</output>
         </label>
         <span class="gap"></span>

@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { HIDDEN, OWN, control, isEmpty, sizes } from "./request.js";
 import { store } from "./store.js";
-import { View, icon, tool, vars } from "./ui.js";
+import { View, icon, tool, typed, vars } from "./ui.js";
 import { html, live, nothing, repeat } from "./vendor/lit.js";
 
 const COUNTING_PAUSE_MS = 250;
@@ -88,7 +88,7 @@ export class Form extends View {
           maxlength=${store.server?.limits?.prompt ?? 20000}
           placeholder=${this.use === "compare" ? "a red fox | in snow | at night" : "a red fox in the snow"}
           aria-describedby=${id("counter")}
-          .value=${live(prompt)}
+          .value=${typed(prompt)}
           @input=${(event) => this.fill({ prompt: event.target.value })}
         ></textarea>
         <p class="counter ${dropped.length ? "is-over" : ""}" id=${id("counter")}>
@@ -102,7 +102,7 @@ export class Form extends View {
           id=${id("negative")}
           rows="1"
           placeholder="what it should not show"
-          .value=${live(negative)}
+          .value=${typed(negative)}
           @input=${(event) => this.fill({ negative: event.target.value })}
         ></textarea>
       </div>
@@ -160,7 +160,7 @@ export class Form extends View {
         <label for="${this.use}-count">Pictures</label>
         <div class="stepper">
           ${tool("minus", "One picture less", () => put(count - 1), { isDisabled: count <= 1 })}
-          <input id="${this.use}-count" type="number" min="1" max=${most} .value=${live(String(count))} @change=${(event) => put(event.target.valueAsNumber)} />
+          <input id="${this.use}-count" type="number" min="1" max=${most} .value=${typed(String(count))} @change=${(event) => put(event.target.valueAsNumber)} />
           ${tool("plus", "One picture more", () => put(count + 1), { isDisabled: count >= most })}
         </div>
       </div>
@@ -180,7 +180,7 @@ export class Form extends View {
             step="1"
             placeholder="random"
             class=${isSeedKept ? "" : "is-faint"}
-            .value=${live(seed === null ? "" : String(seed))}
+            .value=${typed(seed === null ? "" : String(seed))}
             @change=${(event) => {
               const value = event.target.valueAsNumber;
               this.fill(Number.isNaN(value) ? { seed: null, isSeedKept: false } : { seed: value, isSeedKept: true });
@@ -203,8 +203,8 @@ export class Form extends View {
       <div class="field">
         <label for=${id}>${name} ${says ? html`<small>${says}</small>` : nothing}</label>
         <div class="slider">
-          <input type="range" aria-label="${name}, slider" min=${low} max=${high} step=${step} .value=${live(String(Math.min(high, shown)))} @input=${(event) => put(event.target.valueAsNumber)} ${vars({ "--at": (Math.min(high, shown) - low) / (high - low) })} />
-          <input id=${id} type="number" min=${low} step=${step === 1 ? 1 : "any"} placeholder=${fallback ?? ""} .value=${live(isEmpty(value) ? "" : String(value))} @change=${(event) => put(event.target.valueAsNumber)} />
+          <input type="range" aria-label="${name}, slider" min=${low} max=${high} step=${step} .value=${typed(String(Math.min(high, shown)))} @input=${(event) => put(event.target.valueAsNumber)} ${vars({ "--at": (Math.min(high, shown) - low) / (high - low) })} />
+          <input id=${id} type="number" min=${low} step=${step === 1 ? 1 : "any"} placeholder=${fallback ?? ""} .value=${typed(isEmpty(value) ? "" : String(value))} @change=${(event) => put(event.target.valueAsNumber)} />
         </div>
       </div>
     `;
@@ -214,7 +214,7 @@ export class Form extends View {
     return html`
       <div class="field">
         <label for="${this.use}-${key}">${name}</label>
-        <input id="${this.use}-${key}" type="number" min=${low ?? nothing} max=${high ?? nothing} step=${step ?? "any"} placeholder=${fallback ?? ""} .value=${live(isEmpty(value) ? "" : String(value))} @change=${(event) => put(Number.isNaN(event.target.valueAsNumber) ? null : event.target.valueAsNumber)} />
+        <input id="${this.use}-${key}" type="number" min=${low ?? nothing} max=${high ?? nothing} step=${step ?? "any"} placeholder=${fallback ?? ""} .value=${typed(isEmpty(value) ? "" : String(value))} @change=${(event) => put(Number.isNaN(event.target.valueAsNumber) ? null : event.target.valueAsNumber)} />
       </div>
     `;
   }
@@ -223,7 +223,7 @@ export class Form extends View {
     return html`
       <div class="field">
         <label for="${this.use}-${key}">${name}</label>
-        <select id="${this.use}-${key}" .value=${live(value ?? "")} @change=${(event) => put(event.target.value || null)}>
+        <select id="${this.use}-${key}" .value=${typed(value ?? "")} @change=${(event) => put(event.target.value || null)}>
           ${own === null ? nothing : html`<option value="" ?selected=${isEmpty(value)}>${own}</option>`}
           ${repeat(choices, ([word]) => word, ([word, text]) => html`<option value=${word} ?selected=${word === value}>${text}</option>`)}
         </select>
@@ -307,7 +307,7 @@ export class Form extends View {
           <input
             id="${this.use}-${key}"
             placeholder=${one.kind === "pair" ? (one.fallback?.join(" ") ?? "two numbers") : (one.fallback ?? "")}
-            .value=${live(isEmpty(value) ? "" : [value].flat().join(" "))}
+            .value=${typed(isEmpty(value) ? "" : [value].flat().join(" "))}
             @change=${(event) => {
               const text = event.target.value.trim();
               put(!text ? null : one.kind === "text" ? text : text.split(/[\s,x×]+/).map(Number));

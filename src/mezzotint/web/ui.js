@@ -23,6 +23,22 @@ class Vars extends Directive {
   }
 }
 
+class Typed extends Directive {
+  render(value) {
+    return value;
+  }
+
+  update({ element }, [value]) {
+    const isTyping = element === document.activeElement && this.before === value;
+    this.before = value;
+    if (!isTyping && element.value !== value) element.value = value;
+    return noChange;
+  }
+}
+
+/** The value of a control, left alone while somebody types into it: drawing again must not undo half a number. */
+export const typed = directive(Typed);
+
 /** Custom properties of an element, set from script: the page's policy allows no style attribute. */
 export const vars = directive(Vars);
 
