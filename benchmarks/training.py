@@ -1,6 +1,6 @@
 """How many samples a second a U-Net trains on, next to an equal diffusers U-Net in the way of its stock script.
 
-Measures: whole optimisation steps of icons-unet (its batch, its latents of 4x16x16, 77 text tokens), from cached
+Measures: whole optimisation steps of icons-unet (batch 64, its latents of 4x16x16, 77 text tokens), from cached
 latents and text states to changed weights. Ours is the package's own loop with everything that the recipe asks for:
 bfloat16 copies of float32 weights, keyed noise, stratified timesteps, min-SNR weights, clipping, two averages. Theirs
 does what train_text_to_image.py does unless it is told otherwise: float32, torch.optim.AdamW, uniform timesteps,
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ from mezzotint.checkpoints.config import write_unet
 from mezzotint.data.order import keyed
 from mezzotint.diffusion.loss import snr_weight, squared_error
 from mezzotint.models.unet import Conditioning, UNet, UNetConfig, initialise
-from mezzotint.training.config import TrainConfig, parse, recipe
+from mezzotint.training.config import TrainConfig, parse, stages
 from mezzotint.training.part import Batch, Loss
 from mezzotint.training.run import Run
 from mezzotint.training.step import examples
@@ -43,6 +44,7 @@ from mezzotint.training.unet import UNetSettings
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 SAMPLES, TOKENS, SIDE = 512, 77, 16
+BATCH = 64
 WARM_UP = 2  # steps
 
 
@@ -54,7 +56,7 @@ def data(context: int) -> tuple[Tensor, Tensor]:
 
 def settings() -> tuple[TrainConfig, UNetSettings, UNetConfig]:
     """The recipe that both train."""
-    config = recipe("icons-unet")
+    config = replace(stages("icons-unet")[-1], train_batch_size=BATCH, gradient_accumulation_steps=1)
     own = parse(UNetSettings, config.settings)
     return config, own, own.unet
 
@@ -154,14 +156,13 @@ def main() -> None:
 
     counts = {name: int(answer(name)) for name in children}  # both have warmed up
     assert counts["ours"] == counts["theirs"], counts
-    batch = recipe("icons-unet").batch
     speeds: dict[str, list[float]] = {name: [] for name in children}
     for turn in range(asked.turns):
         for name in sorted(children, reverse=bool(turn % 2)):
             pipe = children[name].stdin
             assert pipe is not None
             print(asked.steps, file=pipe, flush=True)
-            speeds[name].append(asked.steps * batch / float(answer(name)))
+            speeds[name].append(asked.steps * BATCH / float(answer(name)))
         print({name: round(found[-1], 1) for name, found in speeds.items()}, file=sys.stderr)
     for child in children.values():
         child.communicate()
@@ -173,7 +174,7 @@ def main() -> None:
             **{name: [round(min(found), 1), round(max(found), 1)] for name, found in speeds.items()},
             "ratio": [round(min(ratios), 2), round(max(ratios), 2)],
         },
-        "parameters": counts["ours"], "batch": batch, "turns": asked.turns, "steps_a_turn": asked.steps,
+        "parameters": counts["ours"], "batch": BATCH, "turns": asked.turns, "steps_a_turn": asked.steps,
         "threads": torch.get_num_threads(), "load": os.getloadavg()[0], "torch": torch.__version__,
         "platform": platform.platform(),
     }  # fmt: skip

@@ -100,7 +100,9 @@ def test_fingerprint_follows_captions_and_pixels(parquet: Path) -> None:
 
 def test_picture_without_caption_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.webp").write_bytes(flat("red"))
-    with pytest.raises(MezzotintError, match=r"picture 'a\.webp' has no caption"):
+    with pytest.raises(
+        MezzotintError, match=r"1 of 1 pictures have no caption, the first is 'a\.webp'; give each a \.txt file"
+    ):
         read_pictures(tmp_path)
 
 

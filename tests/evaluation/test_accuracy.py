@@ -1,7 +1,6 @@
 """Accuracy and retrieval on features whose confusions are known, and on a CLIP of random weights."""
 
 import math
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -14,16 +13,15 @@ from mezzotint.evaluation.accuracy import (
     Accuracy,
     Judge,
     Pair,
-    Share,
     accuracy,
     baselines,
     judge_of,
     picture_features,
     retrieval,
-    share,
     table,
     text_features,
 )
+from mezzotint.evaluation.estimate import Share, share
 from mezzotint.models.clip import CLIP, ImageConfig, TextConfig, initialise
 from mezzotint.prompts.tokenizer import bundled
 
@@ -151,22 +149,6 @@ def test_equal_texts_are_no_wrong_answers() -> None:
     assert retrieval(pictures, texts, ["a sun", "a sun", "a key"]).picture.hits == 3
     told_apart = retrieval(pictures, texts, ["a sun", "another sun", "a key"])
     assert (told_apart.picture.hits, told_apart.text.hits) == (2, 1)
-
-
-@pytest.mark.parametrize(("hits", "of"), [(0, 10), (10, 10), (1, 3), (417, 835), (5, 24)])
-def test_intervals_are_wilsons(hits: int, of: int) -> None:
-    stats: Any = import_module("scipy.stats")  # Any: untyped
-    wanted = stats.binomtest(hits, of).proportion_ci(0.95, "wilson")
-    found = share(hits, of)
-    assert (found.low, found.high) == (pytest.approx(wanted.low, abs=1e-12), pytest.approx(wanted.high, abs=1e-12))
-    assert found.value == hits / of
-
-
-def test_share_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="share: 0 of 0"):
-        share(0, 0)
-    with pytest.raises(ValueError, match="share: 4 of 3"):
-        share(4, 3)
 
 
 def small_clip() -> CLIP:

@@ -8,7 +8,7 @@ from mezzotint.errors import ConfigError
 from mezzotint.models.unet import Level, UNetConfig
 from mezzotint.training.autoencoder import AutoencoderSettings
 from mezzotint.training.clip import ClipSettings
-from mezzotint.training.config import TrainConfig, parse, recipe
+from mezzotint.training.config import TrainConfig, parse, recipe, stages
 from mezzotint.training.unet import UNetSettings
 from training.toy import config
 
@@ -22,7 +22,8 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_packaged_recipes_are_sound(name: str) -> None:
-    parse(RECIPES[name], recipe(name).settings)
+    for stage in stages(name):
+        parse(RECIPES[name], stage.settings)
 
 
 def test_evaluator_shares_nothing_with_the_text_encoder() -> None:
@@ -35,7 +36,7 @@ def test_evaluator_shares_nothing_with_the_text_encoder() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("learning_rat=1", r"recipe: unknown key 'learning_rat'; did you mean 'learning_rate'\?"),
+        ("learning_rat=1", r"recipe\.stages\[0\]: unknown key 'learning_rat'; did you mean 'learning_rate'\?"),
         ("settings.diffusion.snr_gama=5", r"settings\.diffusion: unknown key 'snr_gama'; did you mean 'snr_gamma'\?"),
         ("settings.diffusion.prediction_type=epsilon", "use v_prediction or sample"),
         ("settings.diffusion.proportion_empty_prompts=2", r"must lie in 0 … 1"),
@@ -53,7 +54,7 @@ def test_evaluator_shares_nothing_with_the_text_encoder() -> None:
 )
 def test_mistakes_are_refused_with_the_fix(change: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse(UNetSettings, recipe("icons-unet", [change]).settings, "recipe.settings")
+        parse(UNetSettings, stages("icons-unet", [change])[-1].settings, "recipe.settings")
 
 
 def test_unknown_recipe_lists_those_that_exist() -> None:

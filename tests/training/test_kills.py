@@ -170,3 +170,22 @@ def test_torchrun_trains_the_same_bits(runs: Path, counts: tuple[int, int]) -> N
     assert held.keys() == expected.keys()
     assert all(torch.equal(held[key], expected[key]) for key in held)
     assert {file for file in hashes if "checkpoints" not in file and bits[file] != hashes[file]} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_tiny_lineage_runs_in_two_processes_and_in_one(tmp_path: Path) -> None:
+    """What a tiny run builds on is trained by the first process alone; the run itself by both, to the same bits."""
+    found: list[dict[str, Any]] = []
+    for count in (1, 2):
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "--no-python"]
+        command = [sys.executable, *(torchrun if count > 1 else []), sys.executable, "-m", "mezzotint.cli.main"]
+        out = tmp_path / str(count) / "run"
+        done = subprocess.run(
+            [*command[count == 1 :], "train", "sd-v1-1", "--scale", "tiny", "--out", str(out)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append(state.load(state.complete(out / "checkpoints")[-1]).tensors)
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])

@@ -56,7 +56,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     write_state(weights, state)
     for role in ROLES:
-        pack_network(config(role), folder / role, data, folder / "packages" / role)
+        pack_network([config(role)], folder / role, data, folder / "packages" / role)
     return folder
 
 
@@ -64,7 +64,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(runs: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packaged model."""
     folder = tmp_path_factory.mktemp("packaged") / "shapes"
-    pack_model(config("unet"), runs / "unet", inputs(runs, data), folder)
+    pack_model([config("unet")], runs / "unet", inputs(runs, data), folder)
     return folder
 
 
@@ -149,7 +149,7 @@ def test_card_counts_pictures_by_source_and_licence(runs: Path, tmp_path: Path) 
         Image.new("RGB", (16, 16)).save(tmp_path / row["file_name"])
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     (tmp_path / "card.json").write_text("{}", "utf-8")
-    card = card_of(config("autoencoder"), runs / "autoencoder", tmp_path)
+    card = card_of([config("autoencoder")], runs / "autoencoder", tmp_path)
     assert sum(source.pictures for source in card.sources.values()) == card.pictures
     assert {name: source.licence for name, source in card.sources.items()} == {"npm:a@1": "MIT", "npm:b@1": "CC-BY-4.0"}
     assert card.sources["npm:a@1"].pictures > card.sources["npm:b@1"].pictures
@@ -157,18 +157,27 @@ def test_card_counts_pictures_by_source_and_licence(runs: Path, tmp_path: Path) 
     assert (card.steps, card.samples) == (40, 160)
 
 
+def test_card_of_stages_counts_all_of_them(runs: Path, data: Path) -> None:
+    last = config("autoencoder")
+    earlier = replace(last, max_train_steps=7, train_batch_size=3)
+    alone, card = card_of([last], runs / "autoencoder", data), card_of([earlier, last], runs / "autoencoder", data)
+    assert (card.steps, card.samples) == (alone.steps + 7, alone.samples + 21)
+    assert card.recipe == {"stages": [said(earlier), said(last)]}
+    assert (card.measures, card.parameters) == (alone.measures, alone.parameters)
+
+
 def test_run_of_another_recipe_is_refused(runs: Path, data: Path) -> None:
     other = replace(config("clip"), learning_rate=2e-3)
     with pytest.raises(ConfigError, match="was trained by another recipe"):
-        card_of(other, runs / "clip", data)
+        card_of([other], runs / "clip", data)
     with pytest.raises(ConfigError, match="no exported networks; train the clip first"):
-        card_of(other, data, data)
+        card_of([other], data, data)
 
 
 def test_model_of_networks_without_cards_is_refused(runs: Path, data: Path, tmp_path: Path) -> None:
     needs = {role: runs / role for role in ROLES}
     with pytest.raises(ConfigError, match=r"needs\.autoencoder: .* has no card\.json; package that run first"):
-        pack_model(config("unet"), runs / "unet", Inputs(data=data, needs=needs, cache=tmp_path), tmp_path / "out")
+        pack_model([config("unet")], runs / "unet", Inputs(data=data, needs=needs, cache=tmp_path), tmp_path / "out")
 
 
 def test_need_is_the_first_place_that_is_there(runs: Path) -> None:

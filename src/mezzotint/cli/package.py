@@ -19,16 +19,17 @@ def package(
 
     Example: mezzotint package icons-autoencoder --run runs/autoencoder --data icons64 --out autoencoder
     """
-    from mezzotint.training.config import recipe as read_recipe
+    from mezzotint.training.config import stages as read_stages
     from mezzotint.training.package import pack_model, pack_network
     from mezzotint.training.part import Inputs, place_of
 
-    config = read_recipe(recipe, changes or ())
+    stages = read_stages(recipe, changes or ())
+    config = stages[-1]
     if config.part == "unet":
         needs = {role: place_of(said, run) for role, said in config.needs.items()}
-        cards = pack_model(config, run, Inputs(data=data, needs=needs, cache=run.parent / "cache"), out)
+        cards = pack_model(stages, run, Inputs(data=data, needs=needs, cache=run.parent / "cache"), out)
     else:
-        cards = (pack_network(config, run, data, out),)
+        cards = (pack_network(stages, run, data, out),)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     networks = ", ".join(f"{card.part} {card.parameters / 1e6:.1f} M after {card.steps:,} steps" for card in cards)
     typer.echo(f"{out}: {networks}; {size / 1e6:.1f} MB")

@@ -187,7 +187,11 @@ def read_pictures(path: Path) -> PictureSet:
         raise MezzotintError(f"{path}: no pictures in it")
     silent = next((picture.key for picture in pictures if not picture.captions), None)
     if silent is not None:
-        raise MezzotintError(f"{path}: picture {silent!r} has no caption")
+        count = sum(not picture.captions for picture in pictures)
+        raise MezzotintError(
+            f"{path}: {count} of {len(pictures)} pictures have no caption, the first is {silent!r}; give each a .txt "
+            "file of its name, or a line with its file_name and caption in metadata.jsonl"
+        )
     return PictureSet(tuple(pictures))
 
 

@@ -9,10 +9,9 @@ Ties count against the picture: features that say nothing score nothing. Interva
 pictures.
 
 Letters: n pictures, d feature width, k concepts, s styles, p projected width.
-Source: Radford et al. 2021, arXiv:2103.00020 (zero-shot choice, retrieval); Wilson 1927, JASA 22:209-212.
+Source: Radford et al. 2021, arXiv:2103.00020 (zero-shot choice, retrieval).
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,24 +24,13 @@ from torch import Tensor
 
 from mezzotint.data.order import keyed
 from mezzotint.errors import ConfigError, unknown
+from mezzotint.evaluation.estimate import Share, share
 from mezzotint.models.clip import CLIP, normalised
 from mezzotint.prompts.encode import padded_ids
 from mezzotint.prompts.tokenizer import Tokenizer
 
 TRIES = 5
 CHUNK = 64  # pictures or texts at once
-Z = 1.959963984540054  # 97.5 % point of the normal distribution
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
-    """`hits` of `of`, and the interval that the true share lies in."""
-
-    hits: int
-    of: int
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,19 +76,6 @@ class Judge(NamedTuple):
     concepts: tuple[str, ...]
     styles: tuple[str, ...]
     grid: Float[Tensor, "k s d"]
-
-
-def share(hits: int, of: int) -> Share:
-    """The share with Wilson's interval.
-
-    Raises: ValueError unless 0 <= hits <= of and of > 0.
-    """
-    if not 0 <= hits <= of or of == 0:
-        raise ValueError(f"share: {hits} of {of}")
-    value, spread = hits / of, Z * Z / of
-    middle = (value + spread / 2) / (1 + spread)
-    half = math.sqrt(value * (1 - value) * spread + spread * spread / 4) / (1 + spread)
-    return Share(hits=hits, of=of, value=value, low=max(0.0, middle - half), high=min(1.0, middle + half))
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any  # Any: what ASGI passes around
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "mezzotint_session"
@@ -168,6 +169,9 @@ class Guard:
         except TooLarge as error:
             if not sender.has_begun:
                 await answer(scope, sender, 413, "too_large", str(error.detail))
+        except ClientDisconnect:  # nobody is there to answer, or nothing came for too long
+            if not sender.has_begun:
+                await answer(scope, sender, 408, "too_slow", "the body did not arrive in time")
         except Exception:
             log.exception("request %s failed", name)
             if not sender.has_begun:
@@ -177,6 +181,8 @@ class Guard:
         path, method = scope["path"], scope["method"]
         if sum(key == b"host" for key, _ in scope["headers"]) != 1 or not self.access.is_own(headers["host"]):
             return 403, "foreign_host", "this server is not the host that was asked for; start it with --allow-host"
+        if "transfer-encoding" in headers and "content-length" in headers:
+            return 400, "wrong_request", "a body has a length or comes in chunks, not both"
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in {f"{s}://{headers['host'].lower()}" for s in ("http", "https")}:
             return 403, "foreign_origin", "pages of other sites may not use this server"
@@ -199,7 +205,7 @@ async def answer(scope: Scope, send: Send, status: int, code: str, detail: str, 
         headers.append((b"www-authenticate", b'Basic realm="mezzotint"' if "/sdapi/" in scope["path"] else b"Bearer"))
     if retry_after is not None:
         headers.append((b"retry-after", str(retry_after).encode()))
-    if status == 413:  # what is still under way is not read
+    if status in {400, 408, 413}:  # what is still under way is not read
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

@@ -77,6 +77,7 @@ class Queue:
     seconds_per_cost: float | None = None  # None until a job was finished
     waiting: dict[str, Ticket] = field(default_factory=dict[str, Ticket], init=False)
     running: dict[str, Ticket] = field(default_factory=dict[str, Ticket], init=False)
+    _beside: set[str] = field(default_factory=set[str], init=False)  # running, without a place
 
     def offer(self, job: str, cost: float, client: str, now: float) -> None:
         """Let a job in. One that is larger than everything is let in when nothing else is here.
@@ -109,10 +110,12 @@ class Queue:
             return None
         if not order:
             return None
-        chosen = order[0] if len(self.running) < self.places else None
+        chosen = order[0] if len(self.running) - len(self._beside) < self.places else None
         if chosen is None and len(self.running) < 2 * self.places:
             least = min(ticket.cost for ticket in self.running.values())
             chosen = next((ticket for ticket in order if ticket.cost * SMALL <= least and fits(ticket.job)), None)
+            if chosen is not None:
+                self._beside.add(chosen.job)
         if chosen is None:
             return None
         self.running[chosen.job] = self.waiting.pop(chosen.job)
@@ -122,6 +125,7 @@ class Queue:
         """A job has ended, or will not begin."""
         self.waiting.pop(job, None)
         self.running.pop(job, None)
+        self._beside.discard(job)
 
     def learn(self, cost: float, seconds: float) -> None:
         """So much was done in so much time of the engine."""

@@ -15,7 +15,7 @@ from mezzotint.training import state
 from mezzotint.training.config import TrainConfig
 from mezzotint.training.loop import train
 from mezzotint.training.part import Inputs, make, place_of
-from mezzotint.training.processes import joined
+from mezzotint.training.processes import ALONE, joined
 from mezzotint.training.tiny import requirements, scaled, write_pictures
 
 log = logging.getLogger(__name__)
@@ -96,11 +96,13 @@ def train_tiny(stages: Sequence[TrainConfig], out: Path) -> Path:
     """Draw pictures and train on them what tiny stages build on, unless it is there; the folder of the pictures."""
     place = tiny_folder(out)
     pictures = place / "pictures"
-    if not (pictures / "metadata.jsonl").exists():
-        write_pictures(pictures)
-    for name, config in requirements(preset_of(stages)).values():
-        if not is_finished(place / name, config):
-            train(make(config, Inputs(data=pictures, needs={}, cache=place / "cache")), config, place / name)
+    with joined().first_alone():
+        if not (pictures / "metadata.jsonl").exists():
+            write_pictures(pictures)
+        for name, config in requirements(preset_of(stages)).values():
+            if not is_finished(place / name, config):
+                part = make(config, Inputs(data=pictures, needs={}, cache=place / "cache"))
+                train(part, config, place / name, together=ALONE)
     return pictures
 
 

@@ -19,7 +19,7 @@ from mezzotint.training import state
 from mezzotint.training.config import TrainConfig
 from mezzotint.training.journal import Journal, Pace
 from mezzotint.training.part import Part
-from mezzotint.training.processes import joined, whole
+from mezzotint.training.processes import Processes, joined, whole
 from mezzotint.training.run import Run, TrainingError
 
 log = logging.getLogger(__name__)
@@ -36,15 +36,16 @@ def train(
     is_continued: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
     evaluate: Evaluate | None = None,
+    together: Processes | None = None,
 ) -> bool:
     """Train until `max_train_steps`; True if it got there, False if `should_stop` said so first (all is saved then).
 
-    Under torchrun every process calls this, and the first one writes what exists once. What a full disk refuses before
-    the end is logged, and training goes on.
+    Under torchrun every process calls this, and the first one writes what exists once; with `together` ALONE the caller
+    trains by itself. What a full disk refuses before the end is logged, and training goes on.
     Raises: ConfigError if the folder holds a run and `is_continued` is False; TrainingError for a loss or gradient that
         is not finite, with the batches written to nonfinite.json; CheckpointError if the end cannot be saved.
     """
-    together = joined()
+    together = together or joined()
     run = Run(part, config, together)
     about = {"trajectory": config.trajectory(), "execution": execution(config, together.count)}
     saves, saved_at = folder / "checkpoints", _begin(run, folder, about, is_continued=is_continued)

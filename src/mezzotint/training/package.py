@@ -60,13 +60,13 @@ class Card:
     recipe: Mapping[str, Any]  # Any: the settings of a recipe, as YAML has them
 
 
-def pack_network(config: TrainConfig, run: Path, data: Path, out: Path) -> Card:
+def pack_network(stages: Sequence[TrainConfig], run: Path, data: Path, out: Path) -> Card:
     """Write a run's network, with its vocabulary if it has one, so that `needs` of a recipe can name the folder.
 
     Raises: ConfigError if the run is of another recipe or has exported nothing.
     """
-    export, card = run / "export", card_of(config, run, data)
-    name = network_of(config)
+    export, card = run / "export", card_of(stages, run, data)
+    name = network_of(stages[-1])
     write_state(out / f"{name}.safetensors", read_state(export / f"{name}.safetensors"), dtype=torch.float16)
     write_json(out / f"{name}.json", read_json(export / f"{name}.json"))
     if (export / TOKENIZER).is_dir():
@@ -80,19 +80,19 @@ def network_of(config: TrainConfig) -> str:
     return "clip" if config.settings.get("sees_held_out") else NETWORKS[config.part]
 
 
-def pack_model(config: TrainConfig, run: Path, inputs: Inputs, out: Path) -> tuple[Card, ...]:
+def pack_model(stages: Sequence[TrainConfig], run: Path, inputs: Inputs, out: Path) -> tuple[Card, ...]:
     """Write the U-Net of a run, with the packaged networks that it was trained on, as a diffusers folder; the cards.
 
     Raises: ConfigError if the run is of another recipe, has exported nothing, or one of its needs is not packaged;
         CheckpointError if `out` has content.
     """
-    places = {role: inputs.run(role) for role in ("autoencoder", "clip")}
+    config, places = stages[-1], {role: inputs.run(role) for role in ("autoencoder", "clip")}
     for role, place in places.items():
         if not (place / CARD).is_file():
             raise ConfigError(f"needs.{role}: {place} has no {CARD}; package that run first and name the folder")
     cards = (
         *(parse(Card, read_json(place / CARD), str(place / CARD)) for place in places.values()),
-        card_of(config, run, inputs.data),
+        card_of(stages, run, inputs.data),
     )
     latents = config.data.resolution // read_config(places["autoencoder"], "autoencoder", VAEConfig).factor
     scheduler = scheduler_of(config)
@@ -120,11 +120,12 @@ def pack_model(config: TrainConfig, run: Path, inputs: Inputs, out: Path) -> tup
     return cards
 
 
-def card_of(config: TrainConfig, run: Path, data: Path) -> Card:
-    """What a run's exported network is, from its log, its recipe and its pictures.
+def card_of(stages: Sequence[TrainConfig], run: Path, data: Path) -> Card:
+    """What a run's exported network is, from its log, its recipe and its pictures; steps and samples of all stages.
 
     Raises: ConfigError if the run is of another recipe or has exported nothing.
     """
+    *before, config = stages
     weights, saved = run / "export" / f"{network_of(config)}.safetensors", complete(run / "checkpoints")
     if not saved or not weights.is_file():
         raise ConfigError(f"{run}: no exported networks; train the {config.part} first")
@@ -141,8 +142,8 @@ def card_of(config: TrainConfig, run: Path, data: Path) -> Card:
     return Card(
         part=config.part,
         parameters=sum(math.prod(info.shape) for info in read_header(weights).tensors.values()),
-        steps=last["step"],
-        samples=last["step"] * config.batch,
+        steps=last["step"] + sum(stage.max_train_steps for stage in before),
+        samples=last["step"] * config.batch + sum(stage.max_train_steps * stage.batch for stage in before),
         measures={name: round(value, 4) for name, value in measures.items() if isinstance(value, float)},
         pictures=len(pictures),
         sources={
@@ -150,7 +151,7 @@ def card_of(config: TrainConfig, run: Path, data: Path) -> Card:
             for (name, licence), n in sorted(origins.items())
         },
         data_card=sha256_of(data / "card.json") if (data / "card.json").is_file() else None,
-        recipe=said(config),
+        recipe={"stages": [said(stage) for stage in stages]} if before else said(config),
     )
 
 

@@ -32,6 +32,7 @@ DRAWN = 160  # longest side in pixels
 STEPS = 10_000  # of the real recipe for one of the tiny one, which has at least LEAST
 LEAST = 6
 BATCH = 4
+MICRO = 2  # micro-batches of a step, so that one or two processes can share it
 PROMPT = "a red disc"
 
 
@@ -80,7 +81,7 @@ def scaled(config: TrainConfig, needs: Mapping[str, str]) -> TrainConfig:
         config,
         data=replace(data, resolution=data.resolution // SIDE, filters=filters, bucket_step=8 * bool(data.bucket_step)),
         settings={**config.settings, "scale": "tiny", "gradient_checkpointing": False},
-        max_train_steps=steps, train_batch_size=BATCH, gradient_accumulation_steps=1, learning_rate=1e-3,
+        max_train_steps=steps, train_batch_size=BATCH // MICRO, gradient_accumulation_steps=MICRO, learning_rate=1e-3,
         lr_warmup_steps=0, mixed_precision="no", logging_steps=1, checkpointing_steps=steps, validation_steps=steps,
         validation_prompts=(PROMPT,), needs=needs,
     )  # fmt: skip

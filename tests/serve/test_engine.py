@@ -1,0 +1,286 @@
+"""The engine: every picture is its solo picture, whatever else is being made; a job that ends takes nothing with it."""
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mezzotint.images import encode, open_image, to_array
+from mezzotint.pipeline.generate import generate
+from mezzotint.pipeline.making import Making
+from mezzotint.pipeline.request import Request
+from mezzotint.pipeline.system import System
+from mezzotint.serve.engine import Engine
+from mezzotint.serve.wire import Frame
+from mezzotint.serve.wish import referred, told
+
+
+@dataclass
+class Room:
+    """An engine in this process, and everything that it said."""
+
+    engine: Engine
+    heard: list[tuple[dict[str, Any], tuple[bytes, ...]]] = field(  # Any: JSON
+        default_factory=list[tuple[dict[str, Any], tuple[bytes, ...]]]  # Any: JSON
+    )
+
+    def make(self, job: str, *requests: Request, **more: Any) -> None:  # Any: JSON
+        """Give it a job."""
+        fields, pictures = [], dict[str, bytes]()
+        for request in requests:
+            one, given = told(request)
+            fields.append(one)
+            pictures |= given
+        head = {"do": "make", "job": job, "requests": fields, "pictures": list(pictures), **more}
+        self.engine.obey(Frame(head, tuple(pictures.values())))
+
+    def run(self, turns: int = 10**6) -> None:
+        """Give it turns, until it has nothing to do."""
+        while self.engine.jobs and turns > 0:
+            self.engine.turn()
+            turns -= 1
+
+    def said(self, job: str, what: str) -> list[dict[str, Any]]:  # Any: JSON
+        """Messages of a kind about a job."""
+        return [head for head, _ in self.heard if head.get("job") == job and head["is"] == what]
+
+    def pictures(self, job: str) -> list[bytes]:
+        """The files of a job's pictures."""
+        return [parts[0] for head, parts in self.heard if head.get("job") == job and head["is"] == "picture"]
+
+
+def room(system: System, merge_rows: int = 0) -> Room:
+    heard: list[tuple[dict[str, Any], tuple[bytes, ...]]] = []  # Any: JSON
+
+    def say(head: dict[str, Any], *parts: bytes) -> None:  # Any: JSON
+        heard.append((head, parts))
+
+    engine = Engine(say, merge_rows=merge_rows)
+    engine.system = system
+    return Room(engine, heard)
+
+
+def photo() -> bytes:
+    y, x = np.mgrid[0:48, 0:64]
+    return encode(Image.fromarray(np.stack([4 * x, 5 * y, x * y % 256], axis=-1).astype(np.uint8)))
+
+
+def mixed() -> dict[str, Request]:
+    """Sixteen requests of every sort: sizes, samplers that draw, guidance off, pictures, masks, several pictures."""
+    given = referred(photo())
+    mask = referred(encode(Image.fromarray(np.pad(np.full((24, 32), 255, np.uint8), 12))))
+    samplers = ("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_sde", "heun", "ddim", "lcm", "dpmpp_2m_sde")
+    jobs = {f"plain {name}": Request(prompt=name, sampler=name, seed=i, steps=3) for i, name in enumerate(samplers)}
+    return jobs | {
+        "wide": Request(prompt="wide", width=96, height=48, steps=2, seed=5),
+        "large": Request(prompt="large", width=128, height=128, steps=2, seed=5),
+        "unguided": Request(prompt="unguided", guidance=1, steps=4, seed=6),
+        "two": Request(prompt="two", count=2, steps=2, seed=7),
+        "long": Request(prompt="long", steps=12, seed=8),
+        "image": Request(prompt="image", image=given, strength=0.7, steps=4, seed=9),
+        "mask": Request(prompt="mask", image=given, mask=mask, steps=3, seed=10),
+        "skip": Request(prompt="skip", negative="bad", clip_skip=2, steps=2, seed=11, mark=False),
+    }
+
+
+def solo(system: System, request: Request) -> list[bytes]:
+    """The files that `generate` makes of a request."""
+    result = generate(system, request)
+    return [result.png(i) for i in range(len(result.images))]
+
+
+@pytest.fixture(scope="module")
+def alone(system: System) -> dict[str, list[bytes]]:
+    """The solo pictures of `mixed`."""
+    return {name: solo(system, request) for name, request in mixed().items()}
+
+
+def test_every_picture_equals_its_solo_run_to_the_bit_under_a_random_load(
+    system: System, alone: dict[str, list[bytes]]
+) -> None:
+    """Jobs arrive, are cancelled and end in any order, and the turns between fall as they may."""
+    chance = random.Random(0)
+    crowd = room(system)
+    names = list(mixed())
+    chance.shuffle(names)
+    for number, name in enumerate(names):
+        crowd.make(name, mixed()[name], preview=chance.random() < 0.5, partials=chance.randrange(3))
+        if chance.random() < 0.4:
+            crowd.make(f"noise {number}", Request(prompt="gone", steps=9, seed=99))
+        crowd.run(chance.randrange(12))
+        for other in [job for job in crowd.engine.jobs if job.startswith("noise") and chance.random() < 0.5]:
+            crowd.engine.obey(Frame({"do": "cancel", "job": other}))
+    crowd.run()
+    for name, pictures in alone.items():
+        assert crowd.pictures(name) == pictures, name
+        assert [head["is"] for head, _ in crowd.heard if head.get("job") == name][-1] == "done"
+
+
+def test_the_test_sees_a_picture_that_depends_on_its_neighbours(
+    system: System, alone: dict[str, list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sampler that draws from one generator for all jobs is what this must not be."""
+    shared = torch.Generator("cpu").manual_seed(0)
+    monkeypatch.setattr(
+        "mezzotint.pipeline.picture._randn", lambda shape, generator: torch.randn(shape, generator=shared)
+    )
+    crowd = room(system)
+    for name, request in mixed().items():
+        crowd.make(name, request)
+    crowd.run()
+    assert any(crowd.pictures(name) != pictures for name, pictures in alone.items())
+
+
+def test_turns_are_shared_so_that_a_small_job_does_not_wait_for_a_large_one(system: System) -> None:
+    crowd = room(system)
+    crowd.make("large", Request(prompt="a", width=128, height=128, steps=30, seed=1))
+    crowd.run(5)
+    crowd.make("small", Request(prompt="b", steps=2, seed=1))
+    crowd.run()
+    order = [head["job"] for head, _ in crowd.heard if head["is"] in {"done", "picture"}]
+    assert order == ["small", "small", "large", "large"]
+    progress = [head["job"] for head, _ in crowd.heard if head["is"] == "progress"]
+    assert progress[5] == "small" or progress[6] == "small"
+
+
+def test_cancel_takes_effect_before_the_next_step_and_for_that_job_alone(system: System) -> None:
+    crowd = room(system)
+    crowd.make("stays", Request(prompt="a", steps=3, seed=1))
+    crowd.make("goes", Request(prompt="b", steps=50, seed=1))
+    crowd.run(6)
+    steps = len(crowd.said("goes", "progress"))
+    crowd.engine.obey(Frame({"do": "cancel", "job": "goes"}))
+    crowd.run()
+    assert len(crowd.said("goes", "progress")) == steps
+    assert len(crowd.said("goes", "cancelled")) == 1
+    assert not crowd.pictures("goes")
+    assert crowd.pictures("stays") == solo(system, Request(prompt="a", steps=3, seed=1))
+    crowd.engine.obey(Frame({"do": "cancel", "job": "goes"}))  # once more: nobody is there
+    assert len(crowd.said("goes", "cancelled")) == 1
+
+
+def test_skip_goes_on_with_the_next_picture(system: System) -> None:
+    crowd = room(system)
+    crowd.make("three", Request(prompt="a", steps=5, seed=1, count=3))
+    crowd.run(3)
+    crowd.engine.obey(Frame({"do": "skip", "job": "three"}))
+    crowd.run()
+    assert crowd.pictures("three") == solo(system, Request(prompt="a", steps=5, seed=1, count=3))[1:]
+
+
+class Broken(torch.nn.Module):
+    """An autoencoder that fails, as told."""
+
+    def __init__(self, vae: Any, error: Exception) -> None:  # Any: the real one
+        super().__init__()
+        self.config, self.factor, self._vae, self._error = vae.config, vae.factor, vae, error
+
+    def encode(self, image: torch.Tensor) -> Any:  # Any: a posterior
+        return self._vae.encode(image)
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        if latent.shape[-1] == 8:  # only the poisoned size
+            raise self._error
+        return self._vae.decode(latent)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (RuntimeError("secret /home/path 0x7f"), "failed", "the picture could not be made; the server's log says why"),
+        (MemoryError("secret"), "out_of_memory", "not enough memory for this size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory", "not enough memory"),
+    ],
+)
+def test_a_job_that_fails_says_no_more_than_that_and_takes_nothing_with_it(
+    system: System, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str, words: str
+) -> None:
+    size = system.vae.factor * 8
+    poisoned = Request(prompt="p", width=size, height=size, steps=2, seed=1)
+    healthy = Request(prompt="h", width=2 * size, height=size, steps=2, seed=1)
+    expected = solo(system, healthy)
+    monkeypatch.setattr(system, "vae", Broken(system.vae, error))
+    crowd = room(system)
+    for name, request in (("a", healthy), ("poisoned", poisoned), ("b", healthy)):
+        crowd.make(name, request)
+    crowd.run()
+    (failed,) = crowd.said("poisoned", "failed")
+    assert failed["code"] == code
+    assert words in failed["detail"]
+    assert "secret" not in str(failed)
+    assert crowd.pictures("a") == crowd.pictures("b") == expected
+
+
+def test_a_picture_of_nothing_but_nan_is_a_failure(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hollow(self: Making, i: int) -> Any:  # Any: rows
+        latent = yield from real(self, i)
+        return latent * float("nan")
+
+    real = Making.rows
+    monkeypatch.setattr(Making, "rows", hollow)
+    crowd = room(system)
+    crowd.make("nan", Request(prompt="x", steps=1, seed=1))
+    crowd.run()
+    assert "NaN" in crowd.said("nan", "failed")[0]["detail"]
+    assert not crowd.pictures("nan")
+
+
+def test_all_requests_of_a_job_are_checked_before_the_first_is_begun(system: System) -> None:
+    crowd = room(system)
+    crowd.make("job", Request(prompt="x", steps=1), Request(prompt="x", reference=referred(photo())))
+    assert crowd.said("job", "failed")[0]["code"] == "wrong_request"
+    assert "is no unCLIP model" in crowd.said("job", "failed")[0]["detail"]
+    assert not crowd.said("job", "started")
+    assert not crowd.engine.jobs
+
+
+def test_a_prompt_of_special_tokens_does_no_harm(system: System) -> None:
+    crowd = room(system)
+    for number, prompt in enumerate(("<|endoftext|>", "<|startoftext|>" * 90, "", "\x00\n\t", "'" * 3000, "🦊" * 200)):
+        crowd.make(str(number), Request(prompt=prompt, steps=1, seed=1))
+    crowd.run()
+    assert all(len(crowd.pictures(str(number))) == 1 for number in range(6))
+
+
+def test_partial_pictures_are_decoded_at_even_distances(system: System) -> None:
+    crowd = room(system)
+    crowd.make("job", Request(prompt="x", steps=8, seed=1), partials=3)
+    crowd.run()
+    told_ = crowd.said("job", "partial")
+    assert [(head["index"], head["step"]) for head in told_] == [(0, 2), (1, 4), (2, 6)]
+    sizes = {open_image(parts[0]).size for head, parts in crowd.heard if head["is"] == "partial"}
+    assert sizes == {(64, 64)}
+
+
+def test_merged_rows_equal_the_solo_run_within_the_stated_tolerance(
+    system: System, alone: dict[str, list[bytes]]
+) -> None:
+    crowd = room(system, merge_rows=8)
+    calls: list[int] = []
+    names = [name for name in mixed() if name.startswith("plain") or name in {"two", "long", "unguided", "wide"}]
+    for name in names:
+        crowd.make(name, mixed()[name])
+    hook = system.unet.register_forward_pre_hook(lambda module, given: calls.append(given[0].shape[0]))
+    try:
+        crowd.run()
+    finally:
+        hook.remove()
+    assert set(calls) == {8}, "every merged call has the same number of rows"
+    assert len(calls) < sum(len(crowd.said(name, "progress")) for name in names) * 0.6
+    for name in names:
+        for ours, theirs in zip(crowd.pictures(name), alone[name], strict=True):
+            difference = np.abs(to_array(open_image(ours)) - to_array(open_image(theirs))) * 127.5
+            assert difference.mean() < 1.5, name  # bfloat16 sums in another order; measured 0.5 of 255 at most
+
+
+def test_a_model_that_cannot_be_loaded_is_told_and_the_engine_lives(system: System, tmp_path: Path) -> None:
+    crowd = room(system)
+    crowd.engine.obey(Frame({"do": "load", "model": "m", "path": str(tmp_path / "none"), "name": "none"}))
+    assert crowd.heard[-1][0]["is"] == "unloadable"
+    crowd.make("job", Request(prompt="x", steps=1))
+    assert "no model is loaded" in crowd.said("job", "failed")[0]["detail"]

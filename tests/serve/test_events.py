@@ -1,0 +1,74 @@
+"""Events of a job: a reader who comes back misses nothing that matters."""
+
+import asyncio
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mezzotint.serve.events import FLEETING, LAST, Event, EventLog
+
+KINDS = st.lists(st.sampled_from(["queued", "progress", "preview", "image", "warning"]), max_size=25)
+
+
+def read(log: EventLog, after: int = 0, patience: float = 5.0) -> list[Event]:
+    async def all_of_it() -> list[Event]:
+        return [event async for event in log.follow(after, patience=patience) if event is not None]
+
+    return asyncio.run(all_of_it())
+
+
+@given(KINDS, st.sampled_from(sorted(LAST)), st.integers(0, 30))
+def test_a_reader_that_comes_back_gets_everything_that_lasts_exactly_once(kinds: list[str], last: str, cut: int):
+    log, whole = EventLog(), list[Event]()
+    for number, kind in enumerate(kinds):
+        log.add(kind, {"n": number})
+        whole.append(Event(number + 1, kind, {"n": number}))
+    seen = [event for event in whole if event.number <= cut]  # by a reader who then went away
+    log.add(last, {})
+    rest = read(log, after=seen[-1].number if seen else 0)
+    lasting = [event for event in (*seen, *rest) if event.kind not in FLEETING]
+    assert lasting == [event for event in whole if event.kind not in FLEETING] + [Event(len(kinds) + 1, last, {})]
+    numbers = [event.number for event in rest]
+    assert numbers == sorted(set(numbers))
+
+
+def test_of_fleeting_events_only_the_latest_is_kept():
+    log = EventLog()
+    for step in range(1000):
+        log.add("progress", {"step": step})
+        log.add("preview", {"step": step})
+    assert [(event.kind, event.data["step"]) for event in log.since(0)] == [("progress", 999), ("preview", 999)]
+    log.add("started", {})
+    log.add("done", {})
+    assert [event.kind for event in log.since(0)] == ["started", "done"]
+    log.add("image", {})  # nothing happens after the end
+    assert log.latest("image") is None
+    assert log.is_closed
+
+
+def test_a_waiting_reader_is_woken_and_reminded():
+    async def play() -> list[str]:
+        log, seen = EventLog(), list[str]()
+
+        async def reader() -> None:
+            async for event in log.follow(patience=0.05):
+                seen.append(event.kind if event else "still here")
+
+        task = asyncio.create_task(reader())
+        await asyncio.sleep(0.12)
+        log.add("image", {})
+        await asyncio.sleep(0.01)
+        log.add("done", {})
+        await task
+        return seen
+
+    assert asyncio.run(play()) == ["still here", "still here", "image", "done"]
+
+
+@given(st.text(max_size=50))
+def test_no_text_can_end_an_event_early(text: str):
+    sent = Event(7, "warning", {"detail": text}).sent()
+    lines = sent.decode("ascii").split("\n")
+    assert [line.partition(":")[0] for line in lines] == ["id", "event", "data", "", ""]
+    assert json.loads(lines[2].removeprefix("data: ")) == {"detail": text}
