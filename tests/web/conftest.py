@@ -1,5 +1,6 @@
 """A real server with a small model, and a browser that may reach nothing but it."""
 
+import json
 import os
 import shutil
 import socket
@@ -146,7 +147,8 @@ def visit(browser: Browser, site: str) -> Generator[Open]:
     visits: list[Visit] = []
 
     def open_page(address: str = site, **options: Any) -> Visit:  # Any: a context's own options
-        context = browser.new_context(**{"viewport": {"width": 1366, "height": 768}, **options})
+        settings: dict[str, Any] = {"viewport": {"width": 1366, "height": 768}, **options}  # Any: as above
+        context = browser.new_context(**settings)
         context.set_default_timeout(10_000)
         made = Visit(context.new_page(), context, address)
 
@@ -173,11 +175,19 @@ def visit(browser: Browser, site: str) -> Generator[Open]:
     assert [line for made in visits for line in made.said] == []
 
 
-RESULTS: dict[str, str] = {}
+OUTCOMES: dict[str, str] = {}
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Remember what became of each test of the page."""
-    if "test_page" in report.nodeid and (report.when == "call" or report.failed):
-        RESULTS[report.nodeid.split("::")[-1]] = report.outcome
+    if "test_page.py" in report.nodeid and (report.when == "call" or report.failed):
+        OUTCOMES[report.nodeid.split("::", 1)[-1]] = report.outcome
+
+
+def pytest_sessionfinish() -> None:
+    """Write down what became of them, where PAGE_RESULTS names a file."""
+    if OUTCOMES and (path := os.environ.get("PAGE_RESULTS")):
+        version = subprocess.run([chromium(), "--version"], capture_output=True, text=True, check=False).stdout.strip()
+        counts = {outcome: list(OUTCOMES.values()).count(outcome) for outcome in sorted(set(OUTCOMES.values()))}
+        told = {"what": "make test-page", "browser": version, "outcomes": counts, "tests": OUTCOMES}
+        Path(path).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")

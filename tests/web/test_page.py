@@ -5,6 +5,7 @@ import io
 import json
 import shlex
 import urllib.request
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -429,11 +430,11 @@ def foreign(texts: dict[str, str]) -> bytes:
     return out.getvalue()
 
 
-SAMPLER = {
+SAMPLER: dict[str, object] = {
     "seed": 77, "steps": 12, "cfg": 6.5, "sampler_name": "euler_ancestral", "scheduler": "karras", "denoise": 1,
     "model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0],
 }  # fmt: skip
-COMFY = {
+COMFY: dict[str, dict[str, object]] = {
     "3": {"class_type": "KSampler", "inputs": SAMPLER},
     "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "v1-5.safetensors"}},
     "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 768, "batch_size": 1}},
@@ -442,17 +443,17 @@ COMFY = {
     "8": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["4", 2]}},
     "9": {"class_type": "SaveImage", "inputs": {"filename_prefix": "ComfyUI", "images": ["8", 0]}},
 }
-LINKS = [
+LINKS: list[list[object]] = [
     [1, 4, 0, 3, 0, "MODEL"], [2, 6, 0, 3, 1, "CONDITIONING"], [3, 7, 0, 3, 2, "CONDITIONING"],
     [4, 5, 0, 3, 3, "LATENT"], [5, 4, 1, 6, 0, "CLIP"], [6, 4, 1, 7, 0, "CLIP"], [7, 3, 0, 8, 0, "LATENT"],
     [8, 4, 2, 8, 1, "VAE"], [9, 8, 0, 9, 0, "IMAGE"],
 ]  # fmt: skip
-INVOKE = {
+INVOKE: dict[str, object] = {
     "positive_prompt": "an invoked fox", "negative_prompt": "a hound", "width": 512, "height": 512, "seed": 78,
     "cfg_scale": 7.0, "steps": 13, "scheduler": "euler", "generation_mode": "txt2img", "app_version": "4.2.0",
     "model": {"name": "v1-5", "base": "sd-1", "type": "main", "key": "k", "hash": "h"},
 }  # fmt: skip
-FOOOCUS = {
+FOOOCUS: dict[str, object] = {
     "prompt": "a focused fox", "negative_prompt": "a hound", "steps": 14, "guidance_scale": 4.0, "sharpness": 2.0,
     "base_model": "xl", "base_model_hash": "0", "sampler": "dpmpp_2m_sde_gpu", "scheduler": "karras", "seed": "79",
     "resolution": "(896, 1152)", "version": "Fooocus v2.5.0", "created_by": "", "styles": "[]", "loras": [],
@@ -460,7 +461,10 @@ FOOOCUS = {
 }  # fmt: skip
 DROPPED = {
     "AUTOMATIC1111": ((GOLDEN / "a1111.png").read_bytes(), None),
-    "ComfyUI": (foreign({"prompt": json.dumps(COMFY), "workflow": json.dumps({"links": LINKS})}), ("a comfy fox", 12, 77)),
+    "ComfyUI": (
+        foreign({"prompt": json.dumps(COMFY), "workflow": json.dumps({"links": LINKS})}),
+        ("a comfy fox", 12, 77),
+    ),
     "InvokeAI": (foreign({"invokeai_metadata": json.dumps(INVOKE)}), ("an invoked fox", 13, 78)),
     "Fooocus": (foreign({"parameters": json.dumps(FOOOCUS), "fooocus_scheme": "fooocus"}), ("a focused fox", 14, 79)),
 }
@@ -544,7 +548,7 @@ def test_a_grid_fills_in_and_each_cell_is_the_solo_picture(visit: Open, tmp_path
         left, top, width, height = cell["box"]
         inside = sheet[top : top + height, left : left + width]
         assert (inside == picture(opened, image["url"])).all()
-    solo = {"prompt": "a red fox", "seed": 3, "steps": 3, "sampler": "dpmpp_2m"}
+    solo: dict[str, object] = {"prompt": "a red fox", "seed": 3, "steps": 3, "sampler": "dpmpp_2m"}
     alone = made_alone(opened, solo)
     assert (alone == picture(opened, images[4]["url"])).all()
     cells.nth(4).click()
@@ -627,6 +631,13 @@ def test_a_server_with_a_key_asks_for_it(visit: Open, studio: Path) -> None:
 # Everybody
 
 
+def violations(page: Page) -> list[tuple[str, list[str]]]:
+    """Rules of axe-core that the page breaks, and where."""
+    axe: Any = import_module("axe_playwright_python.sync_playwright")  # Any: untyped
+    response: Any = axe.Axe().run(page).response  # Any: as above
+    return [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in response["violations"]]
+
+
 VIEWS = ("create", "edit", "gallery", "compare", "models")
 
 
@@ -634,8 +645,6 @@ VIEWS = ("create", "edit", "gallery", "compare", "models")
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_breaks_no_rule_of_accessibility(view: str, scheme: str, visit: Open, studio: Path) -> None:
     """By axe-core: names, roles, contrast, landmarks, and more."""
-    from axe_playwright_python.sync_playwright import Axe
-
     opened = visit(color_scheme=scheme)
     page = opened.go(view)
     if view == "edit":
@@ -644,21 +653,16 @@ def test_a_view_breaks_no_rule_of_accessibility(view: str, scheme: str, visit: O
         if summary.is_visible():
             summary.click()
     page.wait_for_timeout(300)  # for transitions, whose colours are half-way
-    found = Axe().run(page)
-    wrong = [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found.response["violations"]]
-    assert wrong == []
+    assert violations(page) == []
 
 
 def test_a_dialog_breaks_no_rule_of_accessibility(visit: Open) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
     opened = visit()
     made_alone(opened, {"prompt": "a fox", "steps": 1})
     page = opened.go("gallery")
     page.get_by_role("list", name="Pictures").get_by_role("button").first.click()
     page.get_by_role("dialog", name="Picture").wait_for()
-    found = Axe().run(page)
-    assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found.response["violations"]] == []
+    assert violations(page) == []
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
 
