@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { EventReader, after, fraction, started } from "../../src/mezzotint/web/events.js";
+import { EventReader, MAX_FRAMES, after, fraction, started } from "../../src/mezzotint/web/events.js";
 
 const STREAM = ': hello\n\nid: 1\nevent: queued\ndata: {"position": 2}\n\nid: 2\r\nevent: started\r\ndata: {"total":\r\ndata: 3}\r\n\r\n: keep-alive\n\nevent: server\ndata: {"é": "\\n"}\n\n';
 
@@ -50,6 +50,18 @@ test("events that come twice change nothing", () => {
   const twice = [preview(0, 2), preview(0, 1)].reduce(after, once);
   assert.deepEqual(twice.previews, once.previews);
   assert.deepEqual(once.previews[0].map((one) => one.step), [1, 2]);
+});
+
+test("a film strip stays short, spreads over all steps and keeps the latest", () => {
+  let job = JOB;
+  for (let step = 1; step <= 1000; step++) {
+    job = after(job, preview(0, step));
+    assert.ok(job.previews[0].length <= MAX_FRAMES);
+    assert.equal(job.previews[0].at(-1).step, step);
+  }
+  assert.equal(job.previews[0][0].step, 1);
+  const gaps = job.previews[0].slice(1, -1).map((one, i) => one.step - job.previews[0][i].step);
+  assert.ok(Math.max(...gaps) <= 64, String(gaps));
 });
 
 test("a failure keeps what the server said", () => {

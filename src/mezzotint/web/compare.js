@@ -60,7 +60,7 @@ export class Compare extends View {
     try {
       const { requests, ...table } = plan;
       await store.run("compare", requests);
-      this.set({ table });
+      this.set({ table: { ...table, base: { ...toRequest(store.form), seed: requests[0].seed } } });
     } catch (error) {
       store.say(error.message, "error");
     }
@@ -68,13 +68,12 @@ export class Compare extends View {
 
   updated() {
     const plan = this.plan();
-    const asked = plan && JSON.stringify([plan.requests, store.server?.model?.id]);
     const shape = plan && JSON.stringify([plan.requests.map(({ seed, ...rest }) => rest), store.server?.model?.id]);
     if (shape === this.priced || !store.server?.model) return;
     this.priced = shape;
     clearTimeout(this.pricing);
     this.cost = null;
-    if (!asked) return;
+    if (!plan) return;
     this.pricing = setTimeout(async () => {
       try {
         this.cost = await api.estimate(plan.requests);
@@ -140,9 +139,8 @@ export class Compare extends View {
     if (!job || !table || table.columns * table.rows !== job.requests.length) {
       return html`<div class="invitation"><mz-grain></mz-grain><p><b>Side by side.</b><span>One seed, one prompt, and only what you vary differs.</span></p></div>`;
     }
-    const { x, y, columns, rows } = table;
+    const { x, y, columns, rows, base } = table;
     const isDone = !store.isBusy("compare");
-    const first = job.requests[0];
     const defaults = store.server?.model?.defaults ?? { width: 1, height: 1 };
     const made = job.images.length;
     return html`
@@ -151,7 +149,7 @@ export class Compare extends View {
         <span class="grow"></span>
         <label class="size"><span>Size</span><input type="range" min="48" max="512" aria-label="Size of the cells" .value=${typed(String(this.cell))} @input=${(event) => (this.cell = event.target.valueAsNumber)} ${vars({ "--at": (this.cell - 48) / 464 })} /></label>
         <button type="button" ?disabled=${!isDone || made < job.total || this.isSaving} @click=${this.export}>${icon("download")} One PNG</button>
-        ${x.field === "matrix" ? nothing : html`<button type="button" @click=${() => copy(asGridCommand(toRequest(store.form, { seed: first.seed }), x, y, store.server?.model?.name), "Command")}>${icon("copy")} Command</button>`}
+        ${(x ?? y).field === "matrix" ? nothing : html`<button type="button" @click=${() => copy(asGridCommand(base, x, y, store.server?.model?.name), "Command")}>${icon("copy")} Command</button>`}
       </div>
       ${job.error ? html`<p class="note is-error" role="alert">${job.error.detail}</p>` : nothing}
       ${job.warnings.map((line) => html`<p class="note is-warning">${line}</p>`)}
@@ -187,7 +185,7 @@ export class Compare extends View {
   /** The whole table as one labelled PNG that tells how each cell was made. */
   async export() {
     const job = store.jobs.compare;
-    const { x, y, columns, rows } = store.compare.table;
+    const { x, y, columns, rows, base } = store.compare.table;
     this.isSaving = true;
     try {
       const bitmaps = [];
@@ -197,7 +195,7 @@ export class Compare extends View {
         bitmaps.push(...(await Promise.all(some.map((one) => pixels(one.url)))));
         told.push(...(await Promise.all(some.map((one) => api.image(one.id)))));
       }
-      const { canvas, boxes } = drawSheet(bitmaps, columns, rows, x && ((i) => axes.label(x, i)), y && ((i) => axes.label(y, i)), store.form.prompt);
+      const { canvas, boxes } = drawSheet(bitmaps, columns, rows, x && ((i) => axes.label(x, i)), y && ((i) => axes.label(y, i)), base.prompt);
       const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
       const axis = (one) => one && { field: one.field, values: one.texts };
       const record = {

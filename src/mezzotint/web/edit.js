@@ -6,6 +6,7 @@ import "./stage.js";
 import * as api from "./api.js";
 import { action } from "./form.js";
 import { Mask, borders } from "./mask.js";
+import { address } from "./picture.js";
 import { toRequest } from "./request.js";
 import { store } from "./store.js";
 import { View, icon, pixels, tool, typed, vars } from "./ui.js";
@@ -74,11 +75,10 @@ export class Edit extends View {
   /** Take a picture of the gallery or an upload, with a mask if there was one. */
   async take(id, maskId = null, runs = null) {
     try {
-      const url = id.startsWith("u_") ? `/api/v1/uploads/${id}` : `/api/v1/images/${id}/file`;
-      const bitmap = await pixels(url);
+      const bitmap = await pixels(address(id));
       const { width, height } = bitmap;
       const mask = runs ? Mask.ofRuns(width, height, runs) : new Mask(width, height);
-      if (maskId) mask.data.set(await maskBytes(`/api/v1/uploads/${maskId}`, width, height));
+      if (maskId) mask.data.set(await maskBytes(address(maskId), width, height));
       this.put({ id, bitmap, mask, width, height }, { isReload: runs !== null });
     } catch (error) {
       sessionStorage.removeItem(KEPT);

@@ -28,6 +28,17 @@ export class EventReader {
   }
 }
 
+/** Pictures of a film strip that are kept. */
+export const MAX_FRAMES = 48;
+
+/** The frames of a strip, thinned evenly over the steps where there are too many; the latest always stays. */
+function thinned(frames) {
+  const last = frames.at(-1).step;
+  const stride = 2 ** Math.max(0, Math.ceil(Math.log2(last / (MAX_FRAMES - 1))));
+  const place = (one) => Math.floor((one.step - 1) / stride);
+  return frames.filter((one, i) => i === frames.length - 1 || i === 0 || place(one) !== place(frames[i - 1]));
+}
+
 export const ENDED = new Set(["done", "failed", "cancelled"]);
 
 /** What the page keeps of a job, from the server's answer to `POST /api/v1/jobs`. */
@@ -48,7 +59,8 @@ export function after(job, { id, event, data }) {
   else if (event === "preview") {
     const strip = (job.previews[data.number] ?? []).filter((one) => one.step !== data.step);
     const frames = [...strip, { step: data.step, data: data.data, width: data.width, height: data.height }];
-    next.previews = { ...job.previews, [data.number]: frames.sort((a, b) => a.step - b.step) };
+    frames.sort((a, b) => a.step - b.step);
+    next.previews = { ...job.previews, [data.number]: thinned(frames) };
   } else if (event === "image") {
     next.images = [...job.images.filter((one) => one.number !== data.number), data].sort((a, b) => a.number - b.number);
   } else if (event === "warning") {

@@ -2,10 +2,23 @@
 
 import * as api from "./api.js";
 import { store } from "./store.js";
-import { View, icon, size } from "./ui.js";
+import { View, figure, icon, size } from "./ui.js";
 import { html, nothing } from "./vendor/lit.js";
 
-const PLAIN = ["preset", "objective", "layout", "dtype"];
+const PLAIN = ["preset", "variant", "objective", "layout"];
+
+/** A part of a model in a line: its size and what its numbers are. */
+function told(part) {
+  const kinds = Object.keys(part.dtypes ?? {}).join(", ");
+  return [part.parameters ? `${figure(part.parameters)} parameters` : "", size(part.bytes), kinds].filter(Boolean).join(" · ");
+}
+
+/** Why something is known, from what `mezzotint inspect` says of it. */
+function because(name, why) {
+  if (!why?.rule) return nothing;
+  const others = why.alternatives?.length ? `; could also be ${why.alternatives.join(", ")}` : "";
+  return html`<li><b>${name}</b> ${why.rule} <small>(${why.confidence}${others})</small><br /><code>${why.evidence}</code></li>`;
+}
 
 export class Models extends View {
   static properties = { models: { state: true }, chosen: { state: true }, details: { state: true } };
@@ -84,9 +97,8 @@ export class Models extends View {
     const entry = this.models?.find((model) => model.id === one.id);
     const { model } = store.server ?? {};
     const isCurrent = one.id === model?.id;
-    const parts = Object.entries(one.parts ?? one.components ?? {});
-    const reasons = [one.reasons ?? one.evidence ?? []].flat();
-    const missing = [one.missing ?? []].flat();
+    const parts = Object.entries(one.parts ?? {});
+    const missing = one.missing ?? [];
     return html`
       <h2>${entry?.name ?? one.name}</h2>
       ${one.wrong ? html`<p class="note is-error" role="alert">${one.wrong}</p>` : nothing}
@@ -100,11 +112,9 @@ export class Models extends View {
         ${PLAIN.filter((key) => typeof one[key] === "string").map((key) => html`<div><dt>${key}</dt><dd>${one[key]}</dd></div>`)}
         ${one.bytes ? html`<div><dt>on disk</dt><dd>${size(one.bytes)}</dd></div>` : nothing}
       </dl>
-      ${parts.length
-        ? html`<h3>Parts</h3>
-            <ul class="plain">${parts.map(([name, part]) => html`<li><b>${name}</b> ${typeof part === "object" ? Object.entries(part).filter(([, value]) => typeof value !== "object").map(([key, value]) => `${key} ${typeof value === "number" ? value.toLocaleString("en") : value}`).join(", ") : String(part)}</li>`)}</ul>`
-        : nothing}
-      ${reasons.length ? html`<h3>How that is known</h3><ul class="plain">${reasons.map((line) => html`<li>${typeof line === "string" ? line : JSON.stringify(line)}</li>`)}</ul>` : nothing}
+      ${parts.length ? html`<h3>Parts</h3><ul class="plain">${parts.map(([name, part]) => html`<li><b>${name}</b> ${told(part)}</li>`)}</ul>` : nothing}
+      ${one.decided_by ? html`<h3>How that is known</h3><ul class="plain">${because("family", one.decided_by)} ${because("objective", one.objective_decided_by)}</ul>` : nothing}
+      ${one.advice ? html`<p class="note is-warning">${one.advice}</p>` : nothing}
       ${missing.length ? html`<h3>What is missing</h3><ul class="plain">${missing.map((line) => html`<li>${String(line)}</li>`)}</ul>` : nothing}
       <details><summary>Everything that was read</summary><pre tabindex="0">${JSON.stringify(one, null, 1)}</pre></details>
     `;

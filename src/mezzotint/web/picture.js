@@ -26,6 +26,11 @@ async function details(id) {
   }
 }
 
+/** Where the pixels of an upload or of a picture of the gallery are. */
+export function address(id) {
+  return id.startsWith("u_") ? `/api/v1/uploads/${id}` : `/api/v1/images/${id}/file`;
+}
+
 /** Close the dialog: what was pressed in it leads elsewhere. */
 function leave() {
   document.querySelector("mz-picture").close();
@@ -43,6 +48,7 @@ export async function reuse(id) {
     go("edit");
   } else {
     store.reuse(request);
+    if (request.reference) store.set({ reference: { id: request.reference.upload, url: address(request.reference.upload) } });
     go("create");
   }
   store.say("All parameters are in the form");

@@ -38,7 +38,8 @@ class Store extends EventTarget {
   compare = { mode: "grid", x: { field: "steps", text: "4, 8, 16" }, y: { field: "", text: "" }, ...read(localStorage, "compare") };
   theme = read(localStorage, "theme") ?? "system";
   jobs = Object.fromEntries(PLACES.map((place) => [place, read(sessionStorage, `job.${place}`)]));
-  edited = null;
+  edited = null; // what Edit is to open: {id, mask}
+  reference = null; // the picture to vary, for models that need one: {id, url}
   messages = [];
   asksKey = false;
   #following = {};
@@ -188,11 +189,11 @@ class Store extends EventTarget {
 
   #put(place, job) {
     this.set({ jobs: { ...this.jobs, [place]: job } });
-    // once a frame at most: a fast model sends hundreds of events a second
+    // now and then: a fast model sends hundreds of events a second, and leaving the page saves, too
     this.#saving[place] ??= setTimeout(() => {
       this.#saving[place] = null;
       this.save(place);
-    }, 30);
+    }, 250);
   }
 
   /** Keep the job over a reload; without its film strip where there is no room for it. */
