@@ -284,7 +284,7 @@ export class Painter extends View {
     context.imageSmoothingEnabled = ratio * place.zoom < 2;
     context.drawImage(source, 0, 0, mask.width, mask.height);
     if (this.over) {
-      context.imageSmoothingEnabled = true;
+      context.imageSmoothingEnabled ||= this.over.naturalWidth < mask.width; // a preview
       context.drawImage(this.over, 0, 0, mask.width, mask.height);
     } else if (this.isMaskShown) {
       context.imageSmoothingEnabled = false;

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { store } from "./store.js";
-import { View, figure, icon, size } from "./ui.js";
+import { View, icon, size } from "./ui.js";
 import { html, nothing } from "./vendor/lit.js";
 
 const PLAIN = ["preset", "variant", "objective", "layout"];
@@ -10,7 +10,7 @@ const PLAIN = ["preset", "variant", "objective", "layout"];
 /** A part of a model in a line: its size and what its numbers are. */
 function told(part) {
   const kinds = Object.keys(part.dtypes ?? {}).join(", ");
-  return [part.parameters ? `${figure(part.parameters)} parameters` : "", size(part.bytes), kinds].filter(Boolean).join(" · ");
+  return [part.parameters ? `${part.parameters.toLocaleString("en")} parameters` : "", size(part.bytes), kinds].filter(Boolean).join(" · ");
 }
 
 /** Why something is known, from what `mezzotint inspect` says of it. */

@@ -176,7 +176,9 @@ export class Stage extends View {
 
   updated() {
     const strip = this.querySelector(".strip");
-    if (strip && this.frame === null && this.job.state === "running") strip.scrollLeft = strip.scrollWidth;
+    const latest = strip && this.frame === null && `${this.number} ${strip.childElementCount}`;
+    if (latest && latest !== this.latest) strip.scrollLeft = strip.scrollWidth;
+    this.latest = latest;
   }
 }
 
