@@ -33,6 +33,8 @@ TORCH_FREE = [
     "mezzotint.storage",
     "mezzotint.images",
     "mezzotint.pipeline.request",
+    "mezzotint.evaluation.spec",
+    "mezzotint.evaluation.prompt_sets",
 ]
 
 

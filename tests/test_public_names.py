@@ -5,7 +5,19 @@ import pytest
 import mezzotint
 
 PROMISED = {
-    *("load", "generate", "stream", "replay", "Request", "Progress", "Result", "System"),
+    *(
+        "load",
+        "generate",
+        "stream",
+        "replay",
+        "evaluate",
+        "EvaluationSpec",
+        "Evaluation",
+        "Request",
+        "Progress",
+        "Result",
+        "System",
+    ),
     *("MezzotintError", "ConfigError", "CheckpointError", "RequestError"),
 }
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mezzotint.errors import CheckpointError, ConfigError, MezzotintError, RequestError
+    from mezzotint.evaluation.evaluate import Evaluation, evaluate
+    from mezzotint.evaluation.spec import EvaluationSpec
     from mezzotint.pipeline.generate import Result, generate, replay, stream
     from mezzotint.pipeline.request import Progress, Request
     from mezzotint.pipeline.system import System, load
@@ -19,12 +21,15 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "Evaluation",
+    "EvaluationSpec",
     "MezzotintError",
     "Progress",
     "Request",
     "RequestError",
     "Result",
     "System",
+    "evaluate",
     "generate",
     "load",
     "replay",
@@ -34,12 +39,15 @@ __all__ = [
 _HOME = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
+    "Evaluation": "evaluation.evaluate",
+    "EvaluationSpec": "evaluation.spec",
     "MezzotintError": "errors",
     "Progress": "pipeline.request",
     "Request": "pipeline.request",
     "RequestError": "errors",
     "Result": "pipeline.generate",
     "System": "pipeline.system",
+    "evaluate": "evaluation.evaluate",
     "generate": "pipeline.generate",
     "load": "pipeline.system",
     "replay": "pipeline.generate",

@@ -1,11 +1,13 @@
 """A folder with everything that the examples of README and `--help` name, and a way to run the command in it."""
 
+import io
 import json
 import math
 import shutil
 import signal
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +70,10 @@ def tiny_checkpoint(*, is_unclip: bool = False) -> Checkpoint:
         scheduler=default_scheduler(name, objective),
         tokenizers=(None,),
         image_noise=(torch.zeros(1, 16), torch.ones(1, 16)) if is_unclip else None,
-        info={"hints": {"unet": {"sample_size": 8}}},
+        info={
+            "hints": {"unet": {"sample_size": 8}},
+            "recipe": {"unet": {"data": {"resolution": 64, "where": {"style": ["flat", "3d"]}, "by": "concept"}}},
+        },
     )
 
 
@@ -86,6 +91,35 @@ def finished_run(folder: Path) -> None:
         (pictures / f"{name}.txt").write_text(f"a {name}")
 
 
+def drawn_pictures(folder: Path, count: int) -> None:
+    """Captioned pictures to be measured, all different."""
+    folder.mkdir()
+    for i in range(count):
+        picture = Image.new("RGB", (32, 32), (30 * i, 200 - 20 * i, 10 * count))
+        ImageDraw.Draw(picture).ellipse((4, 4, 12 + 2 * i, 28), fill=(250, 20 * i, 90))
+        picture.save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a disc, number {i}\n")
+
+
+def pairs_of(folder: Path) -> None:
+    """A set in the icon set's layout: three concepts in two styles and one in a third; two pairs are held back."""
+    folder.mkdir()
+    rows: list[dict[str, object]] = []
+    for i, concept in enumerate(("heart", "star", "apple")):
+        for style, background in (("flat", "white"), ("3d", "gray"), ("bw", "black")):
+            picture = Image.new("RGB", (64, 64), background)
+            ImageDraw.Draw(picture).regular_polygon((32, 32, 24), 3 + i, fill="red")
+            data = io.BytesIO()
+            picture.save(data, "PNG")
+            said = {"key": f"{style}--{concept}", "captions": [f"a {concept}, {style} emoji", f"a {concept}"]}
+            rows.append({**said, "concept": concept, "style": style, "image": {"bytes": data.getvalue(), "path": ""}})
+    held = {"3d--heart", "bw--star", "flat--apple"}
+    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")  # without types
+    for name, is_held in (("train", False), ("heldout", True)):
+        chosen = [row for row in rows if (row["key"] in held) == is_held]
+        parquet.write_table(arrow.Table.from_pylist(chosen), folder / f"{name}.parquet")
+
+
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that every test gets a copy of."""
@@ -93,12 +127,15 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_folder(tiny_checkpoint(), folder / "model")
     save_folder(tiny_checkpoint(is_unclip=True), folder / "unclip")
     finished_run(folder)
+    pairs_of(folder / "pairs")
     photo = Image.linear_gradient("L").resize((72, 56)).convert("RGB")
     ImageDraw.Draw(photo).ellipse((20, 12, 50, 40), fill="orange")
     photo.save(folder / "photo.png")
     mask = Image.new("L", photo.size)
     ImageDraw.Draw(mask).rectangle((40, 16, 60, 40), fill=255)
     mask.save(folder / "mask.png")
+    for name, count in (("pictures", 6), ("reference", 8)):
+        drawn_pictures(folder / name, count)
     (folder / "prompts.txt").write_text("# one prompt per line\na red fox\n\na blue bird\n")
     return folder
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ ROOT = Path(__file__).parent.parent.parent
 COMMANDS = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]  # click's group is not typed
 
 
+SCORED = ("pictures", "--clip", "evaluator", "--workers", "1", "--chunk", "3")
+MEASURED = {  # folders that examples name, and what evaluates them
+    "measured": SCORED, "measured-again": SCORED,
+    "shards/1": (*SCORED, "--shard", "1/2"), "shards/2": (*SCORED, "--shard", "2/2"),
+}  # fmt: skip
 NOT_RUN = {"data build icons": "fetches packages with npm from the network"}  # beginnings of examples, and why
 
 
@@ -49,6 +55,8 @@ def test_example_runs(line: str, mezzotint: Command, world: Path) -> None:
     if "picture.png" in arguments:
         made = mezzotint("generate", "a red fox", "-m", "model", "--steps", "2", "-o", "made")
         Path(made.out.strip()).rename(world / "picture.png")
+    for folder in MEASURED.keys() & {word for before, word in pairwise(arguments) if before != "--out"}:
+        mezzotint("evaluate", *MEASURED[folder], "--out", folder)
     ran = mezzotint(*arguments)
     assert ran.code == 0, ran.err
     assert ran.out.strip(), "an example that prints nothing shows nothing"

@@ -1,11 +1,11 @@
 """Servers to talk to: the real command with a small model, and the application around an engine that only sleeps."""
 
 import asyncio
-import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,10 +24,11 @@ from mezzotint.checkpoints.save import save_folder
 from mezzotint.pipeline.system import System, load
 from mezzotint.serve.app import application
 from mezzotint.serve.guard import Access, own_hosts
-from mezzotint.serve.hub import Hub, Settings
+from mezzotint.serve.hub import Hub
 from mezzotint.serve.models import Shelf
 from mezzotint.serve.run import Prompt
 from mezzotint.serve.store import Store
+from mezzotint.serve.works import Settings
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fake_engine.py"))
 LONGEST_S = 60.0
@@ -176,8 +177,6 @@ def sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Sleepe
             (shelf / name / "model_index.json").write_text("{}")
         store = Store(tmp_path / "gallery")
         hub = Hub(store, Shelf(str(shelf / "one"), shelf), replace(Settings(engine=FAKE), **settings))
-        import socket
-
         listening = socket.create_server(("127.0.0.1", 0))
         port = listening.getsockname()[1]
         app = application(hub, Access(key=key, hosts=own_hosts("127.0.0.1", port), port=port))
@@ -242,16 +241,6 @@ def finished(client: httpx.Client, job: str) -> dict[str, Any]:  # Any: JSON
 
     until_true(has_ended, "the job ends")
     return told
-
-
-@contextlib.contextmanager
-def killed_at_last(process: subprocess.Popen[Any]) -> Iterator[None]:  # Any: text or bytes
-    """Whatever happens, this process does not stay."""
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,8 @@ STEPS = 5
 
 
 def main() -> None:
-    source, sink = sys.stdin.buffer.raw, sys.stdout.buffer  # pyright: ignore[reportAttributeAccessIssue]  # unbuffered
-    stream = io.BufferedReader(source, 1)
+    sink = sys.stdout.buffer
+    stream = io.BufferedReader(io.FileIO(0), 1)  # so that nothing is hidden from select
     waiting: deque[dict[str, Any]] = deque()  # Any: JSON
     gone: set[str] = set()
 
@@ -35,7 +35,7 @@ def main() -> None:
         """Commands that come within that time, or until there is something to do."""
         until = time.monotonic() + seconds
         while True:
-            ready, _, _ = select.select([source], [], [], max(0.0, until - time.monotonic()))
+            ready, *_ = select.select([0], [], [], max(0.0, until - time.monotonic()))
             if not ready:
                 return
             frame = read_frame(stream)
@@ -47,7 +47,14 @@ def main() -> None:
                     say({"is": "unloadable", "model": head["model"], "detail": "x"})
                     continue
                 size = {"width": 64, "height": 64, "steps": STEPS, "guidance": 1.0}
-                told = {"preset": "sd15", "title": "fake", "dtype": "none", "device": "none", "needs": [], "room": 75}
+                told: dict[str, Any] = {
+                    "preset": "sd15",
+                    "title": "fake",
+                    "dtype": "none",
+                    "device": "none",
+                    "needs": [],
+                    "room": 75,
+                }
                 defaults = {**size, "sampler": "euler", "spacing": "karras"}
                 say({"is": "loaded", "model": head["model"], **told, "defaults": defaults})
             elif head["do"] == "make":

@@ -19,10 +19,14 @@ from PIL import Image
 from mezzotint.images import encode
 
 NOBODY = "p_00000000000000000000000000"
-GIANTS = ("1e999", "-1", "0", "99999999999999999999", "1" + "0" * 400, "NaN", "Infinity", "-Infinity", "1e-400", "true")
-GIANTS += ('"9"', "null", "[]", "{}", "0.5", "4294967296", "-9223372036854775809", '""', "[1,2,3]", '"\\ud800"')
-NUMBERS = ("steps", "seed", "width", "height", "count", "guidance", "guidance_rescale", "feather", "clip_skip", "crop")
-NUMBERS += ("canvas", "original_size", "aesthetic", "strength", "reference_noise", "guidance_interval", "options")
+GIANTS = (
+    *("1e999", "-1", "0", "99999999999999999999", "1" + "0" * 400, "NaN", "Infinity", "-Infinity", "1e-400", "true"),
+    *('"9"', "null", "[]", "{}", "0.5", "4294967296", "-9223372036854775809", '""', "[1,2,3]", '"\\ud800"'),
+)
+NUMBERS = (
+    *("steps", "seed", "width", "height", "count", "guidance", "guidance_rescale", "feather", "clip_skip", "crop"),
+    *("canvas", "original_size", "aesthetic", "strength", "reference_noise", "guidance_interval", "options"),
+)
 TEXTS = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -54,11 +58,13 @@ STEPS = (
     "/",
     "//",
     "\\\\host\\",
+    *("C:\\", "file:///", "%00", ".%00./", "\u2025/", "%e2%80%a5/", "./../", "..;/"),
 )
-STEPS += ("C:\\", "file:///", "%00", ".%00./", "\u2025/", "%e2%80%a5/", "./../", "..;/")
 TARGETS = ("canary.png", "etc/passwd", "index.sqlite3", "pyproject.toml", "proc/self/environ", "canary.png%00.png")
-FILES = ("/api/v1/images/{}", "/api/v1/images/{}/file", "/api/v1/images/{}/thumb", "/api/v1/uploads/{}", "/web/{}")
-FILES += ("/v1/files/{}", "/v1/models/{}", "/api/v1/jobs/{}", "/api/v1/jobs/{}/events", "/api/v1/models/{}", "/{}")
+FILES = (
+    *("/api/v1/images/{}", "/api/v1/images/{}/file", "/api/v1/images/{}/thumb", "/api/v1/uploads/{}", "/web/{}"),
+    *("/v1/files/{}", "/v1/models/{}", "/api/v1/jobs/{}", "/api/v1/jobs/{}/events", "/api/v1/models/{}", "/{}"),
+)
 HOSTS = (
     "evil.example",
     "127.0.0.1.evil.example",
@@ -84,15 +90,11 @@ ROUTES = (
     "/api/v1/session",
     "/sdapi/v1/txt2img",
     "/v1/images/edits",
-)
-ROUTES += (
     "/sdapi/v1/img2img",
     "/sdapi/v1/png-info",
     "/v1/images/generations",
     "/hf/text-to-image",
     "/hf/image-to-image",
-)
-ROUTES += (
     "/sdapi/v1/options",
     "/sdapi/v1/extra-single-image",
     "/internal/progress",
@@ -298,19 +300,21 @@ def nonsense(chance: random.Random, host: str) -> Hostile:
 def dialects(chance: random.Random, host: str) -> Hostile:
     value = json.loads(chance.choice([one for one in GIANTS if one not in {"NaN", "Infinity", "-Infinity"}]))
     text = chance.choice(TEXTS)
+    small = {"steps": 1, "width": 64, "height": 64}
+    pasted = f"x\nSteps: {value}, Seed: {value}, Size: 9x9"
     sorts = (
-        ("/sdapi/v1/txt2img", {"steps": 1, "width": 64, "height": 64, "prompt": text, "cfg_scale": value}),
-        ("/sdapi/v1/txt2img", {"steps": 1, "width": 64, "height": 64, "infotext": text, "override_settings": {"a": value}}),
-        ("/sdapi/v1/txt2img", {"steps": 1, "width": 64, "height": 64, "infotext": f"x\nSteps: {value}, Seed: {value}, Size: 9x9"}),
-        ("/sdapi/v1/txt2img", {"steps": 1, "width": value, "height": 64, "batch_size": value, "alwayson_scripts": {text[:50]: 1}}),
+        ("/sdapi/v1/txt2img", {**small, "prompt": text, "cfg_scale": value}),
+        ("/sdapi/v1/txt2img", {**small, "infotext": text, "override_settings": {"a": value}}),
+        ("/sdapi/v1/txt2img", {**small, "infotext": pasted}),
+        ("/sdapi/v1/txt2img", {**small, "width": value, "batch_size": value, "alwayson_scripts": {text[:50]: 1}}),
         ("/sdapi/v1/img2img", {"steps": 1, "init_images": [text], "mask": text, "resize_mode": value}),
         ("/sdapi/v1/img2img", {"steps": 1, "init_images": ["file:///etc/passwd", "http://127.0.0.1:1/"]}),
         ("/sdapi/v1/options", {"sd_model_checkpoint": text, "x": value}),
         ("/sdapi/v1/extra-single-image", {"image": text, "upscaling_resize": value}),
         ("/v1/images/generations", {"prompt": text, "n": value, "size": "64x64", "steps": 1}),
-        ("/v1/images/generations", {"prompt": "x\nSteps: 1, Seed: 9" + "9" * 300 + ", Sampler: " + text, "size": "64x64"}),
+        ("/v1/images/generations", {"prompt": f"x\nSteps: 1, Seed: {9**300}, Sampler: {text}", "size": "64x64"}),
         ("/v1/images/generations", {"prompt": "x", "model": text, "size": "64x64", "steps": 1, "stream": value}),
-        ("/hf/text-to-image", {"inputs": text, "parameters": {"num_inference_steps": 1, "width": value, "seed": value}}),
+        ("/hf/text-to-image", {"inputs": text, "parameters": {"num_inference_steps": 1, "width": value}}),
         ("/internal/progress", {"id_task": text, "id_live_preview": value}),
     )  # fmt: skip
     path, body = chance.choice(sorts)
@@ -334,6 +338,7 @@ def _pictures(chance: random.Random) -> list[tuple[str, bytes]]:
     small = Image.new("RGB", (16, 16), "red")
     whole = encode(small, "x\nSteps: 1, Seed: 1, Sampler: Euler", {"schema": 1})
     bomb = _bomb()
+    dot = zlib.compress(b"\0\0\0\0")
     damaged = bytearray(whole)
     for _ in range(5):
         damaged[chance.randrange(len(damaged))] = chance.randrange(256)
@@ -343,7 +348,7 @@ def _pictures(chance: random.Random) -> list[tuple[str, bytes]]:
     )
     found = [
         ("a bomb of 60000 x 60000", _png(60000, 60000, bomb)),
-        ("a bomb of text", _png(1, 1, zlib.compress(b"\0\0\0\0"), text)),
+        ("a bomb of text", _png(1, 1, dot, text)),
         ("2^31 wide", _png(2**31 - 1, 1, b"x")),
         ("1 x 16000000", _png(1, 16_000_000, bomb)),
         ("no pixels", _png(0, 0)),
@@ -351,9 +356,9 @@ def _pictures(chance: random.Random) -> list[tuple[str, bytes]]:
         ("1 x 5000", encode(Image.new("L", (1, 5000)))),
         ("damaged", bytes(damaged)),
         ("cut off", whole[: chance.randrange(len(whole))]),
-        ("our record, all wrong", _png(1, 1, zlib.compress(b"\0\0\0\0"), _chunk(b"tEXt", b"mezzotint\0" + record.encode()))),
+        ("our record, all wrong", _png(1, 1, dot, _chunk(b"tEXt", b"mezzotint\0" + record.encode()))),
         ("a later schema", encode(small, "", {"schema": 99})),
-        ("a graph that is none", _png(1, 1, zlib.compress(b"\0\0\0\0"), _chunk(b"tEXt", b'prompt\0{"1":[]}'), _chunk(b"tEXt", b"workflow\0[]"))),
+        ("a graph that is none", _png(1, 1, dot, _chunk(b"tEXt", b'prompt\0{"1":[]}'), _chunk(b"tEXt", b"workflow\0"))),
         ("a text of markup", encode(small, "<script>x</script>\nSteps: <b>, Sampler: <i>, Seed: x", None)),
         ("html", b"<html><script>alert(1)</script>"),
         ("svg", b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"),

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import webuiapi
+import webuiapi  # pyright: ignore[reportMissingTypeStubs]  # it has none
 from PIL import Image
 
 from mezzotint.images import read_infotext

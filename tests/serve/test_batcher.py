@@ -2,7 +2,6 @@
 
 import random
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,9 +89,8 @@ def test_first_come_first_served_is_seen_to_be_unfair():
             return next(iter(self._had), None)
 
     chance = random.Random(0)
-    with pytest.raises(AssertionError):
-        batcher, costs = Fifo(), {str(i): chance.random() for i in range(3)}
-        for job in costs:
-            batcher.add(job)
-        had = run(batcher, costs, 50)
-        assert max(had.values()) - min(had.values()) <= 1
+    batcher, costs = Fifo(), {str(i): chance.random() for i in range(3)}
+    for job in costs:
+        batcher.add(job)
+    had = run(batcher, costs, 50)
+    assert max(had.values()) - min(had.values()) > 1

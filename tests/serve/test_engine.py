@@ -31,7 +31,7 @@ class Room:
 
     def make(self, job: str, *requests: Request, **more: Any) -> None:  # Any: JSON
         """Give it a job."""
-        fields, pictures = [], dict[str, bytes]()
+        fields, pictures = list[dict[str, Any]](), dict[str, bytes]()  # Any: JSON
         for request in requests:
             one, given = told(request)
             fields.append(one)
@@ -126,9 +126,11 @@ def test_the_test_sees_a_picture_that_depends_on_its_neighbours(
 ) -> None:
     """A sampler that draws from one generator for all jobs is what this must not be."""
     shared = torch.Generator("cpu").manual_seed(0)
-    monkeypatch.setattr(
-        "mezzotint.pipeline.picture._randn", lambda shape, generator: torch.randn(shape, generator=shared)
-    )
+
+    def drawn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(shape, generator=shared)
+
+    monkeypatch.setattr("mezzotint.pipeline.picture._randn", drawn)
     crowd = room(system)
     for name, request in mixed().items():
         crowd.make(name, request)

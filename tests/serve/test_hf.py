@@ -1,6 +1,7 @@
 """`huggingface_hub.InferenceClient` against the real server."""
 
 import io
+from typing import Any
 
 import httpx
 import numpy as np
@@ -21,7 +22,13 @@ def _online(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportU
 
 def test_text_to_image(served: Served) -> None:
     client = InferenceClient(model=f"{served.address}/hf/text-to-image")
-    fields = {"negative_prompt": "blurry", "width": 64, "height": 48, "num_inference_steps": 2, "guidance_scale": 3.0}
+    fields: dict[str, Any] = {  # Any: each has its own type
+        "negative_prompt": "blurry",
+        "width": 64,
+        "height": 48,
+        "num_inference_steps": 2,
+        "guidance_scale": 3.0,
+    }
     one = client.text_to_image("a red fox", seed=5, **fields)
     assert one.size == (64, 48)
     other = client.text_to_image("a red fox", seed=5, **fields)
@@ -33,7 +40,9 @@ def test_image_to_image(served: Served) -> None:
     data = io.BytesIO()
     Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(data, "PNG")
     client = InferenceClient(model=f"{served.address}/hf/image-to-image")
-    made = client.image_to_image(data.getvalue(), prompt="a fox", num_inference_steps=3, guidance_scale=2.0)
+    made: Any = client.image_to_image(  # pyright: ignore[reportUnknownMemberType]  # loosely typed
+        data.getvalue(), prompt="a fox", num_inference_steps=3, guidance_scale=2.0
+    )
     assert made.size == (64, 64)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import signal
@@ -10,10 +9,14 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis.checks import not_a_server_error  # pyright: ignore[reportUnknownVariableType]  # loosely typed
 
 from serve.conftest import Served, made, start, until_true
 from serve.hostile import message, requests
@@ -205,7 +208,7 @@ def test_connections_that_say_nothing_do_not_keep_others_waiting(served: Served)
 
 
 def test_schemathesis_finds_no_server_error(served: Served) -> None:
-    fuzz(served, 6)
+    fuzz(served, 4)
 
 
 @pytest.mark.slow
@@ -216,10 +219,7 @@ def test_schemathesis_finds_no_server_error_in_many_tries(served: Served) -> Non
 
 def fuzz(served: Served, tries: int) -> None:
     """Every operation of our OpenAPI with so many generated requests, right and wrong ones."""
-    import schemathesis
-    from hypothesis import HealthCheck, Phase, given, settings
-    from schemathesis.checks import not_a_server_error
-
+    no_server_error: Any = not_a_server_error  # pyright: ignore[reportUnknownVariableType]  # Any: loosely typed
     raw: dict[str, Any] = httpx.get(f"{served.address}/openapi.json").json()  # Any: JSON
     assert raw["openapi"].startswith("3")
     schema: Any = schemathesis.openapi.from_dict(raw)  # Any: loosely typed
@@ -231,35 +231,40 @@ def fuzz(served: Served, tries: int) -> None:
         seen += 1
 
         def run(case: Any) -> None:  # Any: loosely typed
-            if isinstance(case.body, dict):
-                _small(case.body)
+            _small(case.body)
             response = case.call(base_url=served.address, timeout=30)
             if response.status_code not in {503}:
-                case.validate_response(response, checks=[not_a_server_error])
+                case.validate_response(response, checks=[no_server_error])
             assert not [leak for leak in LEAKS if leak in response.content], response.content[:500]
 
         for mode in schemathesis.GenerationMode:
             test: Any = given(case=operation.as_strategy(generation_mode=mode))(run)  # Any: loosely typed
             phases = (Phase.explicit, Phase.generate)
+            healthy: Any = list(HealthCheck)  # Any: loosely typed
             test = settings(
-                max_examples=tries, deadline=None, database=None, phases=phases, suppress_health_check=list(HealthCheck)
+                max_examples=tries,
+                derandomize=tries < 50,
+                deadline=None,
+                database=None,
+                phases=phases,
+                suppress_health_check=healthy,
             )(test)
-            test()
+            with contextlib.suppress(Unsatisfiable):  # nothing can be wrong about a request without parameters
+                test()
     assert seen > 40
 
 
-def _small(body: dict[str, Any]) -> None:  # Any: JSON
+MOST = {"width": 64, "height": 64, "steps": 1, "count": 1, "batch_size": 1, "n_iter": 1, "num_inference_steps": 1}
+
+
+def _small(body: Any) -> None:  # Any: JSON
     """Requests that are right may be large: keep the engine free for others."""
-    for one in [body, body.get("request"), *(body.get("requests") or [])]:
-        if isinstance(one, dict):
-            for key in ("width", "height"):
-                if isinstance(one.get(key), int) and one[key] > 64:  # pyright: ignore[reportUnknownMemberType]
-                    one[key] = 64
-            for key in ("steps", "count", "batch_size", "n_iter"):
-                if isinstance(one.get(key), int) and one[key] > 1:  # pyright: ignore[reportUnknownMemberType]
-                    one[key] = 1
-    parameters = body.get("parameters")
-    if isinstance(parameters, dict):
-        parameters["num_inference_steps"] = 1
-        parameters.pop("width", None)  # pyright: ignore[reportUnknownMemberType]
-    assert json.dumps(body, default=str)
+    if isinstance(body, dict):
+        fields = cast(dict[str, Any], body)  # Any: JSON
+        for key, value in fields.items():
+            if key in MOST and isinstance(value, int) and value > MOST[key]:
+                fields[key] = MOST[key]
+            _small(value)
+    elif isinstance(body, list):
+        for one in cast(list[Any], body):  # Any: JSON
+            _small(one)

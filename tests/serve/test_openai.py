@@ -53,10 +53,8 @@ def test_generate(api: openai.OpenAI) -> None:
 
 def test_the_same_seed_gives_the_same_bytes(api: openai.OpenAI) -> None:
     fields: dict[str, Any] = {"prompt": "a fox", "size": "64x64", "extra_body": {"seed": 1, "steps": 2}}  # Any: theirs
-    one, other = (api.images.generate(**fields) for _ in range(2))
-    assert one.data is not None
-    assert other.data is not None
-    assert one.data[0].b64_json == other.data[0].b64_json
+    made: list[Any] = [api.images.generate(**fields) for _ in range(2)]  # Any: overloads of theirs
+    assert made[0].data[0].b64_json == made[1].data[0].b64_json
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
@@ -114,7 +112,9 @@ def test_edit_of_a_list_of_pictures_and_by_the_alpha_of_the_picture_itself(api: 
 
 def test_variations_resemble_a_picture(api: openai.OpenAI) -> None:
     with pytest.deprecated_call():
-        made = api.images.create_variation(image=file(photo()), n=2, extra_body={"steps": "2", "seed": "3"})
+        made = api.images.create_variation(  # pyright: ignore[reportDeprecated]  # but clients use it
+            image=file(photo()), n=2, extra_body={"steps": "2", "seed": "3"}
+        )
     assert made.data is not None
     assert len(made.data) == 2
     assert "was varied, strength 0.7" in (made.model_extra or {})["warnings"][0]
@@ -170,8 +170,7 @@ def test_wrong_requests_arrive_as_the_errors_that_the_client_knows(
 ) -> None:
     with pytest.raises(kind) as caught:
         api.images.generate(prompt="x", **fields)
-    assert isinstance(caught.value.body, dict)
-    assert words in str(caught.value.body["message"])
+    assert words in str(caught.value.body)
     assert caught.value.type == "invalid_request_error"
     assert caught.value.request_id
 

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,7 +21,12 @@ from mezzotint.serve.store import INDEX, PASSING_S, UPLOADS_S, Store
 
 def png(prompt: str = "a fox", negative: str | None = None, seed: int = 1, **request: object) -> bytes:
     fields = {"prompt": prompt, "negative": negative, "seed": seed, "steps": 4, "sampler": "euler", **request}
-    record = {"schema": 1, "resolved": {"request": fields}, "model": {"unet": {"name": "icons"}}, "parents": []}
+    record: dict[str, Any] = {
+        "schema": 1,
+        "resolved": {"request": fields},
+        "model": {"unet": {"name": "icons"}},
+        "parents": [],
+    }  # Any: JSON
     return encode(Image.new("RGB", (64, 48), (seed % 256, 0, 0)), f"{prompt}\nSteps: 4", record)
 
 
@@ -165,6 +171,7 @@ WRITER = """
     import sys, time
     sys.path[:0] = {path!r}
     from pathlib import Path
+from typing import Any
     from serve.test_store import png
     from mezzotint.serve.ids import new_id
     from mezzotint.serve.store import Store

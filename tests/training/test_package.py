@@ -180,6 +180,22 @@ def test_model_of_networks_without_cards_is_refused(runs: Path, data: Path, tmp_
         pack_model([config("unet")], runs / "unet", Inputs(data=data, needs=needs, cache=tmp_path), tmp_path / "out")
 
 
+def test_packaged_model_is_built_on_like_the_networks_in_it(
+    model: Path, runs: Path, data: Path, tmp_path: Path
+) -> None:
+    """Its autoencoder and text encoder, with their cards and the vocabulary, go on into the next model."""
+    needs = {role: model for role in ROLES}
+    cards = pack_model(
+        [config("unet")], runs / "unet", Inputs(data=data, needs=needs, cache=tmp_path), tmp_path / "shapes"
+    )
+    assert [card.part for card in cards] == ["autoencoder", "clip", "unet"]
+    files = [file.relative_to(model) for file in sorted(model.rglob("*")) if file.is_file()]
+    assert files == [
+        file.relative_to(tmp_path / "shapes") for file in sorted((tmp_path / "shapes").rglob("*")) if file.is_file()
+    ]
+    assert all((model / file).read_bytes() == (tmp_path / "shapes" / file).read_bytes() for file in files)
+
+
 def test_need_is_the_first_place_that_is_there(runs: Path) -> None:
     packaged = place_of("package:icons-parts/autoencoder", runs / "unet")
     assert (packaged / CARD).is_file()

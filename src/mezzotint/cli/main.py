@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mezzotint.cli import data
+from mezzotint.cli import data, evaluate
 from mezzotint.cli.convert import convert
 from mezzotint.cli.doctor import doctor
 from mezzotint.cli.edit import edit
@@ -41,6 +41,7 @@ app = typer.Typer(
 for verb in (generate, edit, vary, grid, inspect, convert, samplers, train, package, serve, replay, doctor):
     app.command()(verb)
 app.add_typer(data.app, name="data")
+app.add_typer(evaluate.app, name="evaluate")
 
 
 @app.callback()

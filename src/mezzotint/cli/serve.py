@@ -55,10 +55,10 @@ def serve(
         store.close()
         return
     try:
-        from mezzotint.serve.hub import Settings
         from mezzotint.serve.run import Place
         from mezzotint.serve.run import serve as run
         from mezzotint.serve.wish import Limits
+        from mezzotint.serve.works import Settings
     except ImportError:
         raise _lacking() from None
     if model == PACKAGED and not packaged().is_dir():

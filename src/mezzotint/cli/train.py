@@ -45,9 +45,13 @@ def train(
     Example: mezzotint train sd-v1-5 --plan
 
     Example: mezzotint train sd-v1-1 --scale tiny --out runs/sd-v1-1
+
+    With --set evaluation.steps=2000 --set evaluation.prompts=icons --set evaluation.clip=evaluator, or `evaluation:` in
+    the recipe, averaged weights are measured every 2,000 steps by a process of low priority; the numbers go to the log.
     """
     import torch
 
+    from mezzotint.cli.watch import EvaluationWatch
     from mezzotint.training.config import stages as read_stages
     from mezzotint.training.lineage import carry_out, tiny, train_tiny
 
@@ -78,7 +82,13 @@ def train(
             raise ConfigError("--data PICTURES is needed: a folder, or a .parquet, .tar or .toml file")
         data = train_tiny(configs, out)
     is_done = carry_out(
-        configs, data, out, start=start, is_continued=resume == "auto", should_stop=lambda: bool(stopped)
+        configs,
+        data,
+        out,
+        start=start,
+        is_continued=resume == "auto",
+        should_stop=lambda: bool(stopped),
+        watch=EvaluationWatch,
     )
     if not is_done:
         typer.echo(f"saved in {out}; the same command continues", err=True)

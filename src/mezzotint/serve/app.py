@@ -6,7 +6,7 @@ app = application(hub, Access(hosts=own_hosts("127.0.0.1", 8000)))
 import hashlib
 import json
 import mimetypes
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from importlib import resources
 from importlib.metadata import version
@@ -44,7 +44,7 @@ def application(hub: Hub, access: Access, *, is_drained_elsewhere: bool = False)
     """The server around a hub. `is_drained_elsewhere`: whoever runs it has waited for its jobs when it stops."""
 
     @asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
+    async def life(app: FastAPI) -> AsyncGenerator[None]:
         hub.open()
         try:
             yield

@@ -288,7 +288,7 @@ class Engine:
 
 def _request(fields: dict[str, Any], pictures: dict[str, bytes]) -> Request:  # Any: JSON of Request
     """The request with the bytes of its pictures, which are named by their sha256."""
-    given = {
+    given: dict[str, Any] = {  # Any: each field has its own type
         key: ImageRef(data=pictures[fields[key]["sha256"]], sha256=fields[key]["sha256"])
         for key in PICTURES
         if fields.get(key)
@@ -314,7 +314,8 @@ def _spacing(system: System) -> str:
 def _planned(system: System) -> Making:
     """A request that says nothing, to see what the model makes of it."""
     grey = ImageRef(data=_png(Image.new("RGB", system.size, "grey")))
-    return Making(system, Request(seed=0, **dict.fromkeys(_needs(system), grey)))
+    needed: dict[str, Any] = dict.fromkeys(_needs(system), grey)  # Any: fields that are pictures
+    return Making(system, Request(seed=0, **needed))
 
 
 def _partial_steps(partials: int, steps: int) -> list[int]:

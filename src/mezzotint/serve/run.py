@@ -15,9 +15,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from mezzotint.errors import RequestError
 from mezzotint.serve.app import application
 from mezzotint.serve.guard import Access, is_loopback, own_hosts
-from mezzotint.serve.hub import Hub, Settings
+from mezzotint.serve.hub import Hub
 from mezzotint.serve.models import Shelf
 from mezzotint.serve.store import Store
+from mezzotint.serve.works import Settings
 
 HEADERS_S = 10.0  # for the headers of a first request
 CONNECTIONS = 1000

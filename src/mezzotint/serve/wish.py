@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -40,27 +40,32 @@ Level = Annotated[float, Field(ge=0, le=10_000)]
 Score = Annotated[float, Field(ge=-100, le=100)]
 OptionValue = bool | Annotated[int, Field(ge=-(10**6), le=10**6)] | Annotated[float, Field(ge=-1e6, le=1e6)] | Name
 
-_BOUNDED: dict[str, Any] = {  # Any: types, for pydantic
-    "prompt": Prompt,
-    "negative": Prompt | None,
-    "width": Side | None,
-    "height": Side | None,
-    "count": Annotated[int, Field(ge=1, le=64)],
-    "steps": Annotated[int, Field(ge=1, le=1000)] | None,
-    "sampler": Name | None,
-    "spacing": Name | None,
-    "guidance_interval": tuple[Level, Level] | None,
-    "image": Upload | None,
-    "mask": Upload | None,
-    "reference": Upload | None,
-    "canvas": tuple[Side, Side] | None,
-    "clip_skip": Annotated[int, Field(ge=1, le=64)] | None,
-    "original_size": tuple[Side, Side] | None,
-    "crop": tuple[Annotated[int, Field(ge=0, le=MAX_SIDE)], Annotated[int, Field(ge=0, le=MAX_SIDE)]],
-    "aesthetic": Score,
-    "negative_aesthetic": Score,
-    "options": Annotated[dict[Name, OptionValue], Field(max_length=20)],
-}
+
+class _Bounded:
+    """Fields whose bounds are tighter over HTTP, or whose pictures are named by ids."""
+
+    prompt: Prompt
+    negative: Prompt | None
+    width: Side | None
+    height: Side | None
+    count: Annotated[int, Field(ge=1, le=64)]
+    steps: Annotated[int, Field(ge=1, le=1000)] | None
+    sampler: Name | None
+    spacing: Name | None
+    guidance_interval: tuple[Level, Level] | None
+    image: Upload | None
+    mask: Upload | None
+    reference: Upload | None
+    canvas: tuple[Side, Side] | None
+    clip_skip: Annotated[int, Field(ge=1, le=64)] | None
+    original_size: tuple[Side, Side] | None
+    crop: tuple[Annotated[int, Field(ge=0, le=MAX_SIDE)], Annotated[int, Field(ge=0, le=MAX_SIDE)]]
+    aesthetic: Score
+    negative_aesthetic: Score
+    options: Annotated[dict[Name, OptionValue], Field(max_length=20)]
+
+
+_BOUNDED = get_type_hints(_Bounded, include_extras=True)
 _DOCUMENTED = {"sampler": sorted(SAMPLERS), "spacing": sorted(SPACINGS)}
 
 
@@ -115,7 +120,8 @@ def wished(wish: Wish, find: Callable[[str], bytes | None]) -> Request:
 
 def asked(fields: Mapping[str, Any]) -> Request:  # Any: each field has its own type
     """The request of these fields, its texts made of whole characters. Raises: RequestError."""
-    return Request(**{key: _whole(value) if isinstance(value, str) else value for key, value in fields.items()})
+    whole: dict[str, Any] = {k: _whole(v) if isinstance(v, str) else v for k, v in fields.items()}  # Any: as above
+    return Request(**whole)
 
 
 def referred(png: bytes) -> ImageRef:

@@ -93,12 +93,18 @@ class TrainConfig:
     validation_steps: int = 500
     validation_prompts: tuple[str, ...] = ()
     sharded: bool = False  # over processes: weights, gradients, optimiser and averages of what does not fit into one
+    evaluation: Mapping[str, Any] = field(
+        default_factory=dict[str, Any]
+    )  # steps, and settings of `evaluate`; {} = none
     snapshot_steps: int = 0  # keep the power averages every so often, for choosing their length afterwards; 0 = never
 
     def __post_init__(self) -> None:
         for name in ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpoints_total_limit"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)}: at least 1 is needed")
+        every = self.evaluation.get("steps", 0 if not self.evaluation else None)
+        if not isinstance(every, int) or every < bool(self.evaluation):
+            raise ConfigError(f"evaluation.steps {every!r}: how many steps lie between two evaluations, at least 1")
         if self.learning_rate <= 0:
             raise ConfigError(f"learning_rate {self.learning_rate}: must be above 0")
 
@@ -106,6 +112,10 @@ class TrainConfig:
     def batch(self) -> int:
         """Samples of a step."""
         return self.train_batch_size * self.gradient_accumulation_steps
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether networks are handed to an evaluation after this many steps."""
+        return bool(self.evaluation) and (step % self.evaluation["steps"] == 0 or step == self.max_train_steps)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: a pure function, so nothing about it needs to be saved."""
@@ -124,7 +134,7 @@ class TrainConfig:
         """Hash of the settings that a run may not change when it continues: all but its length and what it reports."""
         free = {
             "max_train_steps", "logging_steps", "checkpointing_steps", "checkpoints_total_limit", "validation_steps",
-            "validation_prompts", "snapshot_steps", "needs", "lr_decay_steps", "sources", "sharded",
+            "validation_prompts", "snapshot_steps", "needs", "lr_decay_steps", "sources", "sharded", "evaluation",
         }  # fmt: skip
         defaults = {f.name: f.default for f in fields(self)}  # left out, so that new settings change no old hash
         kept = {name: value for name, value in asdict(self).items() if name not in free and value != defaults[name]}

@@ -29,6 +29,7 @@ class Journal:
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(kept), "utf-8")
         partial.replace(self.path)
+        self._told = {(int(record["step"]), str(record["what"])) for record in map(json.loads, kept)}
         self._size, self._unwritten = self.path.stat().st_size, ""
         self._board = None
         if find_spec("tensorboard") is not None:
@@ -39,11 +40,16 @@ class Journal:
     def _lines(self) -> list[str]:
         return self.path.read_text("utf-8").splitlines(keepends=True) if self.path.exists() else []
 
+    def has(self, step: int, what: str) -> bool:
+        """Whether there is a record of this kind at this step."""
+        return (step, what) in self._told
+
     def add(self, step: int, what: str, values: Mapping[str, float], pace: Mapping[str, float]) -> None:
         """One record. `values` are the same whenever the run is repeated; `pace` is not."""
         record = (
             {"step": step, "what": what, **values, "pace": pace} if pace else {"step": step, "what": what, **values}
         )
+        self._told.add((step, what))
         self._unwritten += json.dumps(record) + "\n"
         try:
             with self.path.open("r+b") as file:

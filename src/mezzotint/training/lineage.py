@@ -13,10 +13,12 @@ from mezzotint.errors import ConfigError
 from mezzotint.models.presets import PRESETS, Preset
 from mezzotint.training import state
 from mezzotint.training.config import TrainConfig
-from mezzotint.training.loop import train
+from mezzotint.training.journal import Journal
+from mezzotint.training.loop import settled, train
 from mezzotint.training.part import Inputs, make, place_of
 from mezzotint.training.processes import ALONE, joined
 from mezzotint.training.tiny import requirements, scaled, write_pictures
+from mezzotint.training.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -31,25 +33,34 @@ def carry_out(
     start: str | None = None,
     is_continued: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
 ) -> bool:
     """Train every stage that is not finished; False if `should_stop` said so first (all is saved then).
+
+    `watch` makes who evaluates networks, where a recipe has an `evaluation`.
 
     `start` says what the first stage begins with instead of its `starts_from`: a run, a model, or "nothing".
     Raises: ConfigError before the first step if something that a stage builds on is not there or does not fit.
     """
     for index, config in enumerate(stages):
         folder = folder_of(out, index, len(stages))
-        if len(stages) > 1 and is_finished(folder, config):
-            continue
         needs = {role: place_of(said, out) for role, said in config.needs.items()}
+        inputs = Inputs(data=data, needs=needs, cache=out.parent / "cache")
+        watcher = watch(config, inputs, folder) if watch and config.evaluation and joined().is_first else None
+        if len(stages) > 1 and is_finished(folder, config):
+            if watcher and not settled(
+                Journal(folder, keep_until=config.max_train_steps), watcher, config.max_train_steps, should_stop
+            ):
+                return False
+            continue
         if (before := start_of(config, index, out, start if index == 0 else None)) is not None:
             needs["start"] = before
         log.info(
             "stage %d of %d: %d px, %d steps", index + 1, len(stages), config.data.resolution, config.max_train_steps
         )
         with joined().first_alone():
-            part = make(config, Inputs(data=data, needs=needs, cache=out.parent / "cache"))
-        if not train(part, config, folder, is_continued=is_continued, should_stop=should_stop):
+            part = make(config, inputs)
+        if not train(part, config, folder, is_continued=is_continued, should_stop=should_stop, watcher=watcher):
             return False
     return True
 

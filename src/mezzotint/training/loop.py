@@ -21,11 +21,11 @@ from mezzotint.training.journal import Journal, Pace
 from mezzotint.training.part import Part
 from mezzotint.training.processes import Processes, joined, whole
 from mezzotint.training.run import Run, TrainingError
+from mezzotint.training.watch import Watcher
 
 log = logging.getLogger(__name__)
 
-Evaluate = Callable[[int, Path], None]
-"""Called with the step and the folder of the exported networks after every validation."""
+EVALUATION = "evaluation"  # what records of a watcher's numbers are called
 
 
 def train(
@@ -35,13 +35,14 @@ def train(
     *,
     is_continued: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
-    evaluate: Evaluate | None = None,
+    watcher: Watcher | None = None,
     together: Processes | None = None,
 ) -> bool:
     """Train until `max_train_steps`; True if it got there, False if `should_stop` said so first (all is saved then).
 
     Under torchrun every process calls this, and the first one writes what exists once; with `together` ALONE the caller
-    trains by itself. What a full disk refuses before the end is logged, and training goes on.
+    trains by itself. What a full disk refuses before the end is logged, and training goes on. `watcher` gets exported
+    networks at the recipe's evaluation steps; only at the end is it waited for.
     Raises: ConfigError if the folder holds a run and `is_continued` is False; TrainingError for a loss or gradient that
         is not finite, with the batches written to nonfinite.json; CheckpointError if the end cannot be saved.
     """
@@ -53,6 +54,8 @@ def train(
     pace = Pace(config.batch, run.dtype)
     while run.step < config.max_train_steps:
         if together.any(should_stop()):
+            if watcher is not None:
+                watcher.wait(lambda: True)
             if saved_at != run.step:
                 state.save(
                     saves, run.step, run.tensors(), about, keep=config.checkpoints_total_limit, together=together
@@ -71,14 +74,18 @@ def train(
         if journal and (run.step % config.logging_steps == 0 or is_last):
             flops = sum(run.flops.values()) * config.gradient_accumulation_steps / together.count
             journal.add(run.step, "train", record, pace.told(config.max_train_steps - run.step, flops))
-        if run.step % config.validation_steps == 0 or is_last:
+        is_validated = run.step % config.validation_steps == 0 or is_last
+        if is_validated:
             measured = run.validate()
             if journal:
                 journal.add(run.step, "held-out", measured, {})
+        if is_validated or config.is_evaluated(run.step):
             with _surviving("export", run.step, is_last=is_last):
                 export(run, folder)
-            if evaluate is not None and together.is_first:
-                evaluate(run.step, folder / "export")
+                if watcher is not None and together.is_first and config.is_evaluated(run.step):
+                    watcher.look(run.step, folder / "export")
+        if watcher is not None and journal and (is_validated or run.step % config.logging_steps == 0):
+            tell(journal, watcher, run.step)
         if config.snapshot_steps and run.step % config.snapshot_steps == 0:
             averages = {name: whole(w) for name, w in run.tensors().items() if name.startswith("average.power")}
             with _surviving("snapshot", run.step, is_last=is_last):
@@ -92,7 +99,21 @@ def train(
                     saves, run.step, run.tensors(), about, keep=config.checkpoints_total_limit, together=together
                 )
                 saved_at = run.step
-    return True
+    return watcher is None or journal is None or settled(journal, watcher, run.step, should_stop)
+
+
+def settled(journal: Journal, watcher: Watcher, step: int, should_stop: Callable[[], bool]) -> bool:
+    """Wait for numbers that are still being made, and log them; False if it should stop first."""
+    watcher.wait(should_stop)
+    tell(journal, watcher, step)
+    return not should_stop()
+
+
+def tell(journal: Journal, watcher: Watcher, until: int) -> None:
+    """Log the numbers that are done, each once. Those of steps that a continued run has not come to again wait."""
+    for found in watcher.found():
+        if found.step <= until and not journal.has(found.step, EVALUATION):
+            journal.add(found.step, EVALUATION, found.values, {})
 
 
 def _begin(run: Run, folder: Path, about: dict[str, Any], *, is_continued: bool) -> int:

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import yaml
 
-from mezzotint.checkpoints.checkpoint import Checkpoint, Component, save_folder
+from mezzotint.checkpoints.checkpoint import Checkpoint, Component, read, save_folder
 from mezzotint.checkpoints.files import read_header, read_json, read_state, sha256_of, write_json, write_state
 from mezzotint.checkpoints.scheduler import SchedulerConfig
 from mezzotint.checkpoints.translate import Config
@@ -27,14 +27,15 @@ from mezzotint.models.vae import AutoencoderKL, VAEConfig
 from mezzotint.pipeline.preview import fit_preview, stated
 from mezzotint.storage import atomic
 from mezzotint.training.config import TrainConfig, parse
-from mezzotint.training.network import read_config, read_weights
+from mezzotint.training.network import read_config
 from mezzotint.training.part import CARD, Inputs
 from mezzotint.training.samples import read_split
 from mezzotint.training.state import MANIFEST, complete
 from mezzotint.training.unet import UNetSettings
 
 NETWORKS = {"autoencoder": "autoencoder", "clip": "text", "unet": "unet"}  # part -> what others need of its export
-TOKENIZER = "tokenizer"
+COMPONENTS = {"autoencoder": "vae", "clip": "text_encoder"}  # role in `needs` -> folder of a model
+TOKENIZER, MODEL_INDEX = "tokenizer", "model_index.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,38 +87,59 @@ def pack_model(stages: Sequence[TrainConfig], run: Path, inputs: Inputs, out: Pa
     Raises: ConfigError if the run is of another recipe, has exported nothing, or one of its needs is not packaged;
         CheckpointError if `out` has content.
     """
-    config, places = stages[-1], {role: inputs.run(role) for role in ("autoencoder", "clip")}
-    for role, place in places.items():
-        if not (place / CARD).is_file():
-            raise ConfigError(f"needs.{role}: {place} has no {CARD}; package that run first and name the folder")
-    cards = (
-        *(parse(Card, read_json(place / CARD), str(place / CARD)) for place in places.values()),
-        card_of(stages, run, inputs.data),
-    )
-    latents = config.data.resolution // read_config(places["autoencoder"], "autoencoder", VAEConfig).factor
+    config = stages[-1]
+    built = {role: _built_on(inputs.run(role), role) for role in COMPONENTS}
+    vae, text = built["autoencoder"].component, built["clip"].component
+    cards = {
+        vae.role: built["autoencoder"].card,
+        text.role: built["clip"].card,
+        "unet": card_of(stages, run, inputs.data),
+    }
+    latents = config.data.resolution // cast("VAEConfig", vae.config).factor  # cast: the role says which config
     scheduler = scheduler_of(config)
-    autoencoder = AutoencoderKL(read_config(places["autoencoder"], "autoencoder", VAEConfig))
-    read_weights(places["autoencoder"], "autoencoder", autoencoder)
+    autoencoder = AutoencoderKL(cast("VAEConfig", vae.config))  # cast: as above
+    autoencoder.load_state_dict(vae.state)
     checkpoint = Checkpoint(
         preset="sd15",
         objective=scheduler.objective,
         unet=_component("unet", run / "export", "unet", UNetConfig),
-        vae=_component("vae", places["autoencoder"], "autoencoder", VAEConfig),
-        text=(_component("text_encoder", places["clip"], "text", TextConfig),),
+        vae=vae,
+        text=(text,),
         scheduler=scheduler,
-        tokenizers=(places["clip"] / TOKENIZER,),
+        tokenizers=(built["clip"].place / TOKENIZER,),
         info={
             "null": {"text_encoder": "empty"},  # the text that guidance was trained to leave out
             "preview": stated(fit_preview(autoencoder)),
-            "data": {card.part: card.data_card for card in cards},
-            "recipe": {card.part: card.recipe for card in cards},
+            "data": {card.part: card.data_card for card in cards.values()},
+            "recipe": {card.part: card.recipe for card in cards.values()},
             "hints": {"unet": {"sample_size": latents}, "vae": {"sample_size": config.data.resolution}},
         },
     )
     save_folder(checkpoint, out, dtype=torch.float16)
+    for component, card in cards.items():
+        write_json(out / component / CARD, asdict(card))
     with atomic(out / "README.md") as file:
-        file.write(readme(config, cards, out.name).encode())
-    return cards
+        file.write(readme(config, [*cards.values()], out.name).encode())
+    return tuple(cards.values())
+
+
+class _Built(NamedTuple):
+    """A network that a U-Net was trained on."""
+
+    place: Path
+    card: Card
+    component: Component
+
+
+def _built_on(place: Path, role: str) -> _Built:
+    """What a need of a recipe is: a packaged network, or the component of a model that was packaged here."""
+    component, is_model = COMPONENTS[role], (place / MODEL_INDEX).is_file()
+    file = (place / component if is_model else place) / CARD
+    if not file.is_file():
+        raise ConfigError(f"needs.{role}: {place} has no {CARD}; package that run first and name the folder")
+    kind = VAEConfig if role == "autoencoder" else TextConfig
+    found = read(place).components[component] if is_model else _component(component, place, NETWORKS[role], kind)
+    return _Built(place, parse(Card, read_json(file), str(file)), found)
 
 
 def card_of(stages: Sequence[TrainConfig], run: Path, data: Path) -> Card:

@@ -342,8 +342,10 @@ async def _nothing() -> list[Any]:  # Any: JSON
     return []
 
 
-EMPTY = ("latent-upscale-modes", "loras", "sd-vae", "sd-modules", "hypernetworks", "face-restorers")
-EMPTY += ("realesrgan-models", "prompt-styles", "extensions", "script-info")
+EMPTY = (
+    *("latent-upscale-modes", "loras", "sd-vae", "sd-modules", "hypernetworks", "face-restorers"),
+    *("realesrgan-models", "prompt-styles", "extensions", "script-info"),
+)
 for _name in EMPTY:
     sd.add_api_route(f"/{_name}", _nothing, methods=["GET"], operation_id=f"sdapi_{_name}")
 

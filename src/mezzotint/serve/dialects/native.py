@@ -15,15 +15,16 @@ from mezzotint.names import SAMPLERS, SPACINGS
 from mezzotint.serve.client import body_bytes, client_of, hub_of
 from mezzotint.serve.foreign import explained
 from mezzotint.serve.guard import COOKIE, Access
-from mezzotint.serve.hub import Hub, links
+from mezzotint.serve.hub import Hub
 from mezzotint.serve.ids import ID_PATTERN
 from mezzotint.serve.job import ENDED, Job
 from mezzotint.serve.queue import cost, evaluations
 from mezzotint.serve.thumbs import given
 from mezzotint.serve.tokens import counted
 from mezzotint.serve.wish import MAX_PROMPT, MAX_REQUESTS, STRICT, Wish, check, wished
+from mezzotint.serve.works import links
 
-PROBLEM = {"description": "a problem", "content": {"application/problem+json": {}}}
+PROBLEM: dict[str, Any] = {"description": "a problem", "content": {"application/problem+json": {}}}  # Any: as below
 ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys(  # Any: what FastAPI takes
     (400, 401, 403, 404, 409, 413, 415, 422, 429, 503), PROBLEM
 )
@@ -220,7 +221,7 @@ async def _past_events(hub: Hub, name: str, seen: str | None) -> Response:
     if seen == "1000000000":
         return Response(status_code=204)
     images = [entry["id"] for entry in told["images"]]
-    end = {**(told["error"] or {}), "images": images}
+    end: dict[str, Any] = {**(told["error"] or {}), "images": images}  # Any: JSON
     lines = [("image", entry) for entry in told["images"]] + [(told["state"], end)]
     text = "".join(f"event: {kind}\ndata: {json.dumps(data)}\n\n" for kind, data in lines)
     return Response(f"id: 1000000000\n{text}", media_type="text/event-stream", headers=SSE)

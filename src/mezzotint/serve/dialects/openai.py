@@ -28,7 +28,7 @@ from mezzotint.serve.client import cancel_later, client_of, ended, hub_of
 from mezzotint.serve.foreign import infotext_fields
 from mezzotint.serve.hub import Hub
 from mezzotint.serve.ids import is_id, moment_of
-from mezzotint.serve.job import Job
+from mezzotint.serve.job import Job, Made
 from mezzotint.serve.models import Entry
 from mezzotint.serve.thumbs import Given, converted, given, recoded
 from mezzotint.serve.wish import MAX_PROMPT, asked, referred
@@ -258,11 +258,11 @@ async def _answered(
     quality = body.output_compression or 95
     if body.response_format == "file":
         png = await hub.png(job.made[0])
-        data = await asyncio.to_thread(recoded, png, file_kind, quality=quality)
-        return Response(data, media_type=f"image/{file_kind.lower()}")
-    data = []
+        one = await asyncio.to_thread(recoded, png, file_kind, quality=quality)
+        return Response(one, media_type=f"image/{file_kind.lower()}")
+    data: list[dict[str, Any]] = []  # Any: JSON
     for made in job.made:
-        entry_ = {"seed": made.seed, "revised_prompt": None}
+        entry_: dict[str, Any] = {"seed": made.seed, "revised_prompt": None}  # Any: JSON
         if is_url:
             data.append({**entry_, "id": made.id, "url": f"{request.base_url}v1/files/{made.id}.png"})
         else:
@@ -294,7 +294,7 @@ async def _stream(hub: Hub, job: Job, body: ImageBody, kind: str) -> AsyncIterat
                 data = await asyncio.to_thread(converted, png, file_kind)
                 yield _event(f"{kind}.partial_image", data, {**common, "partial_image_index": event.data["index"]})
             elif event.kind == "image":
-                made = job.made[event.data["number"]]
+                made: Made = job.made[int(event.data["number"])]
                 data = await asyncio.to_thread(recoded, await hub.png(made), file_kind)
                 yield _event(f"{kind}.completed", data, {**common, "seed": made.seed})
             elif event.kind == "failed":
