@@ -285,6 +285,39 @@ def test_a_painted_mask_is_exact(scale: float, zoom: float, visit: Open, studio:
     done(page)
 
 
+@pytest.mark.parametrize("scale", [1, 1.25, 2], ids=lambda scale: f"browser at {scale}")
+def test_the_pixel_that_is_seen_under_the_pointer_is_the_one_that_is_painted(
+    scale: float, visit: Open, tmp_path: Path
+) -> None:
+    y, x = np.mgrid[0:64, 0:64]
+    colours = np.stack([4 * x, 4 * y, (37 * x + 101 * y) % 256], axis=-1).astype(np.uint8)
+    Image.fromarray(colours).save(tmp_path / "colours.png")
+    opened = visit(device_scale_factor=scale)
+    page = opened.go("edit")
+    canvas = open_photo(page, tmp_path / "colours.png")
+    zoom_to(page, 6)
+    page.get_by_role("slider", name="Size").fill("1")
+    page.wait_for_timeout(100)  # a frame is drawn
+    box = canvas.bounding_box()
+    assert box is not None
+    for px, py in ((5, 7), (31, 31), (60, 3), (12, 61)):
+        at = (box["width"] / 2 + 6 * (px + 0.5 - 32), box["height"] / 2 + 6 * (py + 0.5 - 32))
+        seen = page.evaluate(
+            """([x, y]) => {
+              const canvas = document.querySelector("mz-painter canvas");
+              const box = canvas.getBoundingClientRect();
+              const [k, l] = [canvas.width / box.width, canvas.height / box.height];
+              return [...canvas.getContext("2d").getImageData(Math.floor(x * k), Math.floor(y * l), 1, 1).data];
+            }""",
+            at,
+        )
+        assert seen[:3] == colours[py, px].tolist()
+        page.mouse.click(box["x"] + at[0], box["y"] + at[1])
+    assert sorted(zip(*np.nonzero(mask_of(page)), strict=True)) == [(3, 60), (7, 5), (31, 31), (61, 12)]
+    # this test reads the canvas back; the page does not
+    opened.said[:] = [line for line in opened.said if "willReadFrequently" not in line]
+
+
 def test_a_mask_that_is_off_by_a_pixel_would_be_caught() -> None:
     path = [(20.0, 20.0), (33.0, 41.0)]
     shifted = [(x + 1, y) for x, y in path]

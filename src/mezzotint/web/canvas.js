@@ -81,23 +81,27 @@ export class Painter extends View {
   resized() {
     const { canvas } = this;
     if (!canvas || !this.clientWidth) return;
-    const ratio = devicePixelRatio;
-    canvas.width = Math.round(this.clientWidth * ratio);
-    canvas.height = Math.round(this.clientHeight * ratio);
+    canvas.width = Math.round(this.window.width * devicePixelRatio);
+    canvas.height = Math.round(this.window.height * devicePixelRatio);
     if (!this.isPlaced) this.fit();
     this.draw();
+  }
+
+  /** The size of the element in CSS pixels; a fraction of one counts, so clientWidth would be off by half a pixel. */
+  get window() {
+    return this.getBoundingClientRect();
   }
 
   /** The whole picture in the middle. */
   fit() {
     if (!this.mask || !this.clientWidth) return;
     this.isPlaced = false;
-    this.place = Place.fitting(this.mask.width, this.mask.height, this.clientWidth, this.clientHeight);
+    this.place = Place.fitting(this.mask.width, this.mask.height, this.window.width, this.window.height);
     this.told();
   }
 
   /** Zoom to a level about a point of the element, by default its middle. */
-  zoomTo(zoom, x = this.clientWidth / 2, y = this.clientHeight / 2) {
+  zoomTo(zoom, x = this.window.width / 2, y = this.window.height / 2) {
     this.isPlaced = true;
     this.place = this.place.zoomed(zoom, x, y);
     this.told();
@@ -276,12 +280,13 @@ export class Painter extends View {
     const { canvas, place, source, mask } = this;
     if (!canvas) return;
     const context = canvas.getContext("2d");
-    const ratio = devicePixelRatio;
+    const { width, height } = this.window;
+    const [across, down] = [canvas.width / width, canvas.height / height]; // dots of the canvas in a CSS pixel
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, canvas.width, canvas.height);
     if (!source || !mask) return;
-    context.setTransform(ratio * place.zoom, 0, 0, ratio * place.zoom, ratio * place.x, ratio * place.y);
-    context.imageSmoothingEnabled = ratio * place.zoom < 2;
+    context.setTransform(across * place.zoom, 0, 0, down * place.zoom, across * place.x, down * place.y);
+    context.imageSmoothingEnabled = across * place.zoom < 2;
     context.drawImage(source, 0, 0, mask.width, mask.height);
     if (this.over) {
       context.imageSmoothingEnabled ||= this.over.naturalWidth < mask.width; // a preview
@@ -290,7 +295,7 @@ export class Painter extends View {
       context.imageSmoothingEnabled = false;
       context.drawImage(this.overlay, 0, 0);
     }
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.setTransform(across, 0, 0, down, 0, 0);
     if (this.cursor && this.mode !== "pan" && !this.over) {
       const [x, y] = place.toScreen(...this.cursor);
       for (const [width, colour] of [[3, "rgba(0, 0, 0, 0.6)"], [1.25, "#fff"]]) {
