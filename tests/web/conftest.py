@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
 
 from cli.conftest import save_folder, tiny_checkpoint
 
 START_S = 120
+PATIENCE_MS = 60_000  # a machine may be busy; what is awaited comes within a second on one that is not
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 # without the flags on background networking a browser calls home at every start
 FLAGS = (
@@ -106,6 +107,7 @@ def site(studio: Path) -> Generator[str]:
 @pytest.fixture(scope="session")
 def playwright() -> Generator[Playwright]:
     """The driver of the browser."""
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as driver:
         yield driver
 
@@ -149,7 +151,7 @@ def visit(browser: Browser, site: str) -> Generator[Open]:
     def open_page(address: str = site, **options: Any) -> Visit:  # Any: a context's own options
         settings: dict[str, Any] = {"viewport": {"width": 1366, "height": 768}, **options}  # Any: as above
         context = browser.new_context(**settings)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(PATIENCE_MS)
         made = Visit(context.new_page(), context, address)
 
         def guard(route: Any) -> None:  # Any: playwright's Route, whose handler it types loosely
