@@ -20,7 +20,10 @@ MEASURED = {  # folders that examples name, and what evaluates them
     "measured": SCORED, "measured-again": SCORED,
     "shards/1": (*SCORED, "--shard", "1/2"), "shards/2": (*SCORED, "--shard", "2/2"),
 }  # fmt: skip
-NOT_RUN = {"data build icons": "fetches packages with npm from the network"}  # beginnings of examples, and why
+NOT_RUN = {  # beginnings of examples, and why
+    "data build icons": "fetches packages with npm from the network",
+    "serve -m": "serves until it is ended",
+}
 
 
 def in_help() -> list[str]:

@@ -1,8 +1,8 @@
 """How a picture was made, read from its file, whichever program wrote it; as fields of a request.
 
-Our own record says everything. The text of the AUTOMATIC1111 web UI is read by its own rules; ComfyUI, InvokeAI,
-Fooocus and NovelAI by sd-parsers; SwarmUI and Easy Diffusion here. What a file says is never trusted: names that are
-not ours and numbers out of range are left out, and said to be.
+Our own record says everything. The text of the AUTOMATIC1111 web UI is read by its own rules; InvokeAI, Fooocus,
+NovelAI and ComfyUI's odd graphs by sd-parsers; ComfyUI's plain ones, SwarmUI and Easy Diffusion here. What a file says
+is never trusted: names that are not ours and numbers out of range are left out, and said to be.
 """
 
 import ast
@@ -20,7 +20,7 @@ from mezzotint.errors import RequestError
 from mezzotint.images import FORMATS, Infotext, read_infotext, read_metadata
 from mezzotint.names import find_sampler, find_spacing
 from mezzotint.serve.thumbs import MAX_GIVEN_PIXELS
-from mezzotint.serve.wish import Wish
+from mezzotint.serve.wish import MAX_PROMPT, Wish
 
 SOURCES = {"AUTOMATIC1111": "a1111", "ComfyUI": "comfyui", "InvokeAI": "invokeai", "Fooocus": "fooocus"}
 SIZE_STEP = 8
@@ -76,6 +76,9 @@ def explained(data: bytes) -> Explained:
     elif (swarm := _json(texts.get("parameters"), "sui_image_params")) is not None:
         told.source = "swarmui"
         _fill(told, _swarm(swarm))
+    elif (comfy := _comfy(texts.get("prompt"))) is not None:
+        told.source, told.model = "comfyui", str(comfy["model"]) if comfy["model"] else None
+        _fill(told, comfy)
     elif found.infotext is not None and found.infotext.items:
         told.source = "a1111"
         _from_infotext(told, found.infotext)
@@ -136,10 +139,44 @@ def _swarm(said: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
     return {names.get(key, key): value for key, value in said.items()}
 
 
+def _comfy(text: object) -> dict[str, Any] | None:  # Any: JSON
+    """Of ComfyUI's graph the sampler and what leads to it; None where that is not told in plain nodes."""
+    if not isinstance(text, str) or '"class_type"' not in text:
+        return None
+    with suppress(ValueError, RecursionError, AttributeError, TypeError, KeyError, StopIteration):
+        nodes: dict[str, dict[str, Any]] = json.loads(text)  # Any: JSON
+        sampler = next(node["inputs"] for node in nodes.values() if str(node["class_type"]).startswith("KSampler"))
+
+        def source(link: Any, key: str) -> Any:  # Any: JSON
+            """The input of that name of the node that a link leads to, or of the first one before it that has it."""
+            for _ in range(20):
+                if not isinstance(link, list):
+                    return None
+                inputs: dict[str, Any] = nodes[str(cast(list[Any], link)[0])]["inputs"]  # Any: JSON
+                if key in inputs and not isinstance(inputs[key], list):
+                    return inputs[key]
+                link = next(
+                    (cast(Any, value) for value in inputs.values() if isinstance(value, list)), None
+                )  # Any: JSON
+            return None
+
+        latent = sampler.get("latent_image")
+        return {
+            **{key: value for key, value in sampler.items() if not isinstance(value, list | dict)},
+            "prompt": source(sampler.get("positive"), "text"),
+            "negative_prompt": source(sampler.get("negative"), "text"),
+            "width": source(latent, "width"),
+            "height": source(latent, "height"),
+            "model": source(sampler.get("model"), "ckpt_name"),
+        }
+    return None
+
+
 def _joined(said: object) -> object:
     """One text: Fooocus writes a list of what it sent to each text tower, and sd-parsers that list's representation."""
-    with suppress(ValueError, SyntaxError, TypeError):
-        parts: Any = ast.literal_eval(said) if isinstance(said, str) and said.startswith("[") else said  # Any: theirs
+    with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        is_list = isinstance(said, str) and said.startswith("[") and len(said) <= MAX_PROMPT
+        parts: Any = ast.literal_eval(str(said)) if is_list else said  # Any: theirs
         if isinstance(parts, list) and all(isinstance(part, str) for part in cast(list[object], parts)):
             return "\n".join(cast(list[str], parts))
     return said
