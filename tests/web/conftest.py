@@ -187,9 +187,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """Write down what became of them, where PAGE_RESULTS names a file."""
-    if OUTCOMES and (path := os.environ.get("PAGE_RESULTS")):
+    """Write down the last outcome of each of them, where PAGE_RESULTS names a file."""
+    if OUTCOMES and (named := os.environ.get("PAGE_RESULTS")):
+        path = Path(named)
+        before: dict[str, str] = json.loads(path.read_text())["tests"] if path.exists() else {}
+        tests = dict(sorted({**before, **OUTCOMES}.items()))
         version = subprocess.run([chromium(), "--version"], capture_output=True, text=True, check=False).stdout.strip()
-        counts = {outcome: list(OUTCOMES.values()).count(outcome) for outcome in sorted(set(OUTCOMES.values()))}
-        told = {"what": "make test-page", "browser": version, "outcomes": counts, "tests": OUTCOMES}
-        Path(path).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        counts = {outcome: list(tests.values()).count(outcome) for outcome in sorted(set(tests.values()))}
+        told = {"what": "make test-page", "browser": version, "outcomes": counts, "tests": tests}
+        path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")

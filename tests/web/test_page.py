@@ -64,9 +64,8 @@ def done(page: Page) -> None:
 
 
 def job(visit: Visit, place: str = "create") -> Any:  # Any: JSON
-    """The job that the page keeps for a place."""
-    text = visit.page.evaluate(f"() => sessionStorage.getItem('mezzotint.job.{place}')")
-    return json.loads(text) if text else None
+    """The job that the page has in a place, as its store holds it now."""
+    return visit.page.evaluate("(place) => import('/web/store.js').then(({ store }) => store.jobs[place])", place)
 
 
 # Create
