@@ -46,8 +46,10 @@ check: .venv/developed ## for every commit: style, types, import layers, fast te
 test-long: .venv/developed ## the long forms: full-size models, many kills
 	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow
 
-test-page: .venv/developed ## browser tests
-	@$(BIN)/python -m pytest -q -m page
+test-page: .venv/developed ## the page in a real browser (Chromium; from apt where it is missing)
+	@which chromium chromium-browser google-chrome 2>/dev/null | grep -q . || { apt-get update -qq && apt-get install -y -qq chromium; } \
+	  || { echo 'no Chromium here: install one (Debian: apt-get install chromium) or put it on PATH'; exit 1; }
+	@OMP_NUM_THREADS=1 PAGE_RESULTS=benchmarks/results/page.json $(BIN)/python -m pytest -q -m page
 
 parity: .venv/developed ## every network at full size against diffusers and transformers (24 GB)
 	@OMP_NUM_THREADS=2 $(BIN)/python -m tests.parity_full

@@ -19,6 +19,7 @@ from mezzotint.cli.doctor import doctor
 from mezzotint.cli.edit import edit
 from mezzotint.cli.explain import explain
 from mezzotint.cli.generate import generate
+from mezzotint.cli.grid import grid
 from mezzotint.cli.inspect import inspect
 from mezzotint.cli.package import package
 from mezzotint.cli.replay import replay
@@ -39,7 +40,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, edit, vary, explain, inspect, convert, samplers, train, package, serve, replay, bench, doctor):
+VERBS = (
+    generate, edit, vary, grid, explain, inspect, convert, samplers, train, package, serve, replay, bench, doctor
+)  # fmt: skip
+for verb in VERBS:
     app.command()(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(evaluate.app, name="evaluate")

@@ -147,6 +147,8 @@ def recorded_request(source: Path | bytes, **changes: Any) -> tuple[Request, Rec
             if isinstance(source, Path)
             else "the picture carries no mezzotint record; only pictures made by mezzotint can be replayed"
         )
+    if "resolved" not in found:
+        raise RequestError("the picture is a grid of several; its record holds the request of every cell, replay one")
     known = Request.model_fields
     fields = {key: value for key, value in found["resolved"]["request"].items() if key in known}
     return Request(**fields | changes), found

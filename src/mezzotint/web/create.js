@@ -1,0 +1,127 @@
+/** Create: a prompt, and the picture as it comes out of the noise. */
+
+import "./form.js";
+import "./stage.js";
+import * as api from "./api.js";
+import { action } from "./form.js";
+import { actions } from "./picture.js";
+import { duration, toRequest } from "./request.js";
+import { store } from "./store.js";
+import { View, icon } from "./ui.js";
+import { html, nothing } from "./vendor/lit.js";
+
+export class Create extends View {
+  static properties = { cost: { state: true } };
+
+  constructor() {
+    super();
+    this.cost = null;
+  }
+
+  /** What the model cannot do without, and what the request therefore holds besides the form. */
+  get needs() {
+    return store.server?.model?.needs ?? [];
+  }
+
+  get request() {
+    const { reference } = store;
+    return toRequest(store.form, this.needs.includes("reference") && reference ? { reference: { upload: reference.id } } : {});
+  }
+
+  async make(event) {
+    event?.preventDefault();
+    if (store.isBusy("create") || this.lack) return;
+    try {
+      await store.run("create", [this.request]);
+      if (matchMedia("(max-width: 60rem)").matches) this.querySelector("mz-stage").scrollIntoView({ behavior: "smooth" });
+    } catch (error) {
+      store.say(error.message, "error");
+    }
+  }
+
+  /** Why this model cannot begin yet. */
+  get lack() {
+    if (this.needs.includes("mask")) return "This model only fills in what is marked: open a picture in Edit.";
+    if (this.needs.includes("image")) return "This model changes pictures: open one in Edit.";
+    if (this.needs.includes("reference") && !store.reference) return "This model varies a picture: open one first.";
+    return null;
+  }
+
+  async open(file) {
+    try {
+      store.set({ reference: await api.upload(file) });
+    } catch (error) {
+      store.say(error.message, "error");
+    }
+  }
+
+  /** The picture to vary, for unCLIP models. */
+  varied() {
+    if (!this.needs.includes("reference")) return nothing;
+    const { reference } = store;
+    return html`<div class="field">
+      <span class="row">
+        ${reference ? html`<img class="varied" src=${reference.url} alt="the picture to vary" />` : nothing}
+        <button type="button" @click=${() => this.querySelector("input[type=file]").click()}>${icon("open")} ${reference ? "Another picture to vary" : "Open a picture to vary"}</button>
+        <input type="file" hidden aria-label="Open a picture to vary" accept="image/png,image/jpeg,image/webp" @change=${(event) => event.target.files[0] && this.open(event.target.files[0])} />
+      </span>
+    </div>`;
+  }
+
+  updated() {
+    const job = store.jobs.create;
+    const seed = job?.images[0]?.seed;
+    // the seed that was drawn is shown, so that one press keeps it
+    if (seed !== undefined && this.seenSeedOf !== job.id) {
+      this.seenSeedOf = job.id;
+      if (!store.form.isSeedKept) store.fill("form", { seed });
+    }
+    this.price();
+  }
+
+  /** What the request would cost, asked once it has been left alone for a moment. */
+  price() {
+    const { request } = this;
+    if (this.lack) return;
+    const asked = JSON.stringify([request.width, request.height, request.count, request.steps, request.sampler, store.server?.model?.id]);
+    if (asked === this.priced || !store.server?.model) return;
+    this.priced = asked;
+    clearTimeout(this.pricing);
+    this.pricing = setTimeout(async () => {
+      try {
+        this.cost = await api.estimate([request]);
+      } catch {
+        this.cost = null; // what is wrong is said when it is asked for
+      }
+    }, 400);
+  }
+
+  render() {
+    const { form, server } = store;
+    const defaults = server?.model?.defaults ?? { width: 512, height: 512 };
+    const state = server?.state;
+    const waits = { loading: "The model is being read…", draining: "The server is shutting down.", failed: server?.detail }[state];
+    const note = waits ?? this.lack ?? (this.cost?.seconds ? `about ${duration(this.cost.seconds)}` : "");
+    return html`
+      <h1 class="off-screen" tabindex="-1">Create</h1>
+      <form class="panel" @submit=${this.make} @keydown=${(event) => (event.ctrlKey || event.metaKey) && event.key === "Enter" && this.make(event)}>
+        ${this.varied()}
+        <mz-form name="form" use="create"></mz-form>
+        ${action({ place: "create", label: form.count > 1 ? `Make ${form.count} pictures` : "Make the picture", start: this.make, isDisabled: state !== "ready" || Boolean(this.lack), note })}
+      </form>
+      <section class="result" aria-label="Result">
+        <mz-stage place="create" width=${form.width ?? defaults.width} height=${form.height ?? defaults.height} @shown=${() => this.requestUpdate()}></mz-stage>
+        ${this.finished()}
+      </section>
+    `;
+  }
+
+  finished() {
+    const job = store.jobs.create;
+    const stage = this.querySelector("mz-stage");
+    const picture = job?.images.length && (stage?.picture ?? (job.state === "running" ? null : job.images[0]));
+    return picture ? actions(picture.id) : nothing;
+  }
+}
+
+customElements.define("mz-create", Create);
