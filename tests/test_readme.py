@@ -42,3 +42,15 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     assert len(list((tmp_path / "outputs").glob("*.png"))) == 2
     shutil.rmtree(tmp_path / "outputs")
+
+
+def test_the_chinese_front_page_has_the_same_commands() -> None:
+    chinese = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+    front = README[: README.index("## Tree")]
+    code = re.compile(r"^```(?:sh|python)\n.*?^```", re.M | re.S)
+    assert code.findall(chinese) == code.findall(front)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", chinese):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+    commands = set(re.findall(r"^\| .* \| `(mezzotint [^`]+)` \|$", chinese, re.M))
+    assert commands
+    assert all(f"`{command}`" in front for command in commands)
