@@ -9,6 +9,7 @@ import torch
 
 torch.set_num_threads(1)
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MEZZOTINT_KERNELS"] = "packed"  # what needs no compiler; nothing is timed in a test
 
 
 @pytest.fixture(autouse=True)

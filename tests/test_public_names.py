@@ -18,6 +18,7 @@ PROMISED = {
         "Result",
         "System",
     ),
+    *("explain", "Story"),
     *("MezzotintError", "ConfigError", "CheckpointError", "RequestError"),
 }
 

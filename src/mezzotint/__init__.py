@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mezzotint.errors import CheckpointError, ConfigError, MezzotintError, RequestError
     from mezzotint.evaluation.evaluate import Evaluation, evaluate
     from mezzotint.evaluation.spec import EvaluationSpec
+    from mezzotint.explain.story import Story, explain
     from mezzotint.pipeline.generate import Result, generate, replay, stream
     from mezzotint.pipeline.request import Progress, Request
     from mezzotint.pipeline.system import System, load
@@ -28,8 +29,10 @@ __all__ = [
     "Request",
     "RequestError",
     "Result",
+    "Story",
     "System",
     "evaluate",
+    "explain",
     "generate",
     "load",
     "replay",
@@ -46,8 +49,10 @@ _HOME = {
     "Request": "pipeline.request",
     "RequestError": "errors",
     "Result": "pipeline.generate",
+    "Story": "explain.story",
     "System": "pipeline.system",
     "evaluate": "evaluation.evaluate",
+    "explain": "explain.story",
     "generate": "pipeline.generate",
     "load": "pipeline.system",
     "replay": "pipeline.generate",

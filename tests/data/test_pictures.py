@@ -13,7 +13,7 @@ from PIL import Image
 from mezzotint.data.buckets import BucketRule
 from mezzotint.data.drawing import encoded
 from mezzotint.data.filters import Bounds, Filters
-from mezzotint.data.pictures import PictureSet, decoded, read_pictures
+from mezzotint.data.pictures import PictureSet, decoded, read_pictures, write_folder
 from mezzotint.errors import ConfigError, MezzotintError
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -162,3 +162,20 @@ def test_damaged_cut_is_replaced_within_its_bucket(parquet: Path, caplog: pytest
     alone = PictureSet((broken[0], found.pictures[1]))
     with pytest.raises(MezzotintError, match="no picture of bucket 64x64 can be decoded"):
         alone.cut([0], places[:2])
+
+
+def test_written_set_is_the_set(tmp_path: Path) -> None:
+    for name in ("red", "green"):
+        (tmp_path / f"{name}.webp").write_bytes(flat(name))
+        (tmp_path / f"{name}.txt").write_text(f"a {name} square\na square")
+    (tmp_path / "blue.webp").write_bytes(b"no picture")
+    (tmp_path / "blue.txt").write_text("a blue square")
+    found = read_pictures(tmp_path)
+    write_folder(found, out := tmp_path / "out")
+    again = read_pictures(out)
+    assert [p.captions for p in again.pictures] == [("a green square", "a square"), ("a red square", "a square")]
+    assert [p.key for p in again.pictures] == ["green.webp", "red.webp"]
+    assert torch.equal(again.pixels([0, 1], 8), found.pixels([1, 2], 8))
+    assert (out / "prompts.txt").read_text().splitlines() == ["a green square", "a red square"]
+    with pytest.raises(ConfigError, match="has content; name a new folder"):
+        write_folder(found, out)

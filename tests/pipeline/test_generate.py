@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from mezzotint.errors import RequestError
 from mezzotint.images import feathered, read_metadata, to_mask
+from mezzotint.kernels.autoencoder import BandedAutoencoder
 from mezzotint.pipeline.condition import told
 from mezzotint.pipeline.drive import Predictor, drive
 from mezzotint.pipeline.generate import expect, generate, recorded_source, replay, stream
@@ -20,6 +21,7 @@ from mezzotint.pipeline.picture import Studio
 from mezzotint.pipeline.request import Request
 from mezzotint.pipeline.resolve import resolve
 from mezzotint.pipeline.system import System, load
+from models.oracles import relative
 
 Reference = Callable[[str], tuple[Any, Path]]  # Any: diffusers is untyped
 
@@ -101,23 +103,39 @@ def test_a_preview_resembles_the_picture(system: System):
     running.close()
 
 
-def test_closing_stops_before_the_next_evaluation(system: System, monkeypatch: pytest.MonkeyPatch):
+def test_closing_stops_before_the_next_evaluation(system: System):
     asked: list[int] = []
-    forward = type(system.unet).forward
 
-    def counted(self: Any, *args: Any) -> torch.Tensor:  # Any: the network's own arguments
+    def count(*_: object) -> None:
         asked.append(1)
-        return forward(self, *args)
 
-    monkeypatch.setattr(type(system.unet), "forward", counted)
+    hook = system.unet.register_forward_pre_hook(count)
     running = stream(system, **BASE, seed=1)
     next(running)
     next(running)
     running.close()
     assert list(running) == []
+    hook.remove()
     assert len(asked) == 2
     with pytest.raises(RuntimeError, match="the stream has not ended"):
         _ = running.result
+
+
+def test_a_picture_is_decoded_between_yields(system: System):
+    """What a server interleaves and cancels. Closing stops there."""
+    autoencoder = system.kernels.autoencoder(system.vae)
+    assert isinstance(autoencoder, BandedAutoencoder)
+    autoencoder.band_bytes = 1
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    images: list[torch.Tensor] = []
+
+    def keeping() -> Generator[None]:
+        images.append((yield from system.decoding(latent)))
+
+    assert len(list(keeping())) > 20
+    assert torch.equal(images[0], system.decode(latent))
+    expected = system.vae.decode(latent)
+    assert relative(images[0], expected) < 1e-5
 
 
 def test_saved_pictures_carry_their_record_and_never_overwrite(system: System, tmp_path: Path):
@@ -162,7 +180,7 @@ def test_replay_gives_equal_bits_and_says_so(system: System, tmp_path: Path, pho
     photo.save(tmp_path / "photo.png")
     result = generate(system, **BASE, seed=5, count=2, image=tmp_path / "photo.png", strength=0.8, sampler="lcm")
     path = result.save(tmp_path)[1]
-    assert recorded_source(path) == (system.place.source, "float32")
+    assert recorded_source(path) == (system.place.source, "float32", system.kernels.kernels.recorded())
     assert expect(path, system).is_exact
     assert replay(path, system).difference == 0
     (tmp_path / "photo.png").rename(tmp_path / "moved.png")
@@ -245,3 +263,38 @@ def test_an_icon_is_made_by_a_trained_model(trained_folder: Path, tmp_path: Path
     path = result.save(tmp_path)[0]
     assert json.loads(json.dumps(result.metadata[0])) == read_metadata(path).record
     assert replay(path, system).difference == 0
+
+
+def test_a_picture_is_made_again_with_the_kernels_that_made_it(reference: Reference, system: System, tmp_path: Path):
+    folder = reference("sd1")[1]
+    plain = load(folder, dtype="float32", kernels="torch")
+    path = generate(plain, **BASE, seed=5).save(tmp_path)[0]
+    recorded = recorded_source(path)
+    assert recorded.kernels == {"weights": "plain", "attention": "torch", "norm": "torch"}
+    again = load(folder, dtype=recorded.dtype, kernels=recorded.kernels)
+    assert expect(path, again).is_exact
+    assert replay(path, again).difference == 0
+    assert [difference.split(":")[0] for difference in expect(path, system).differences] == ["kernels"]
+    difference = replay(path, system).difference
+    assert difference is not None
+    assert difference <= 1  # of 255: the same function, added up in another order
+
+
+def test_a_prompt_is_encoded_once(system: System):
+    encoded: list[int] = []
+
+    def count(*_: object) -> None:
+        encoded.append(1)
+
+    hook = system.text[0].register_forward_pre_hook(count)
+    first = generate(system, **BASE, seed=1)
+    runs = len(encoded)
+    assert runs > 0
+    again = generate(system, **BASE, seed=1)
+    assert len(encoded) == runs
+    assert np.array_equal(_pixels(first.images[0]), _pixels(again.images[0]))
+    generate(system, **BASE | {"prompt": "a blue bird"}, seed=1)
+    generate(system, **BASE, seed=1, clip_skip=2)
+    generate(system, **BASE, seed=1, negative="grey")
+    assert len(encoded) >= runs + 3
+    hook.remove()

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ def test_torchrun_trains_the_same_bits(runs: Path, counts: tuple[int, int]) -> N
 @pytest.mark.timeout(600)
 def test_the_tiny_lineage_runs_in_two_processes_and_in_one(tmp_path: Path) -> None:
     """What a tiny run builds on is trained by the first process alone; the run itself by both, to the same bits."""
-    found: list[dict[str, Any]] = []
+    found: list[Mapping[str, torch.Tensor]] = []
     for count in (1, 2):
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "--no-python"]
         command = [sys.executable, *(torchrun if count > 1 else []), sys.executable, "-m", "mezzotint.cli.main"]

@@ -62,7 +62,7 @@ def test_own_pictures_are_counted(tmp_path: Path) -> None:
 
 def test_a_plan_without_a_preset_still_counts_samples() -> None:
     stage = plan("icons-unet", stages("icons-unet"), (SLOW,)).stages[0]
-    assert (stage.samples, stage.flops) == (512_000, 0)
+    assert (stage.samples, stage.flops) == (230_400, 0)
     assert stage.rule[0] == "style: one of 7"
 
 

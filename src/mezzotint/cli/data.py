@@ -1,4 +1,4 @@
-"""`mezzotint data`: build picture sets."""
+"""`mezzotint data`: build picture sets, and select from them."""
 
 import json
 import logging
@@ -9,12 +9,12 @@ import typer
 
 from mezzotint.errors import ConfigError
 
-app = typer.Typer(help="Build and inspect picture sets.", no_args_is_help=True)
+app = typer.Typer(help="Build picture sets, and select from them.", no_args_is_help=True)
 
 
 @app.callback()
 def group() -> None:
-    """Build and inspect picture sets."""
+    """Build picture sets, and select from them."""
 
 
 @app.command()
@@ -42,6 +42,32 @@ def build(
         typer.echo(json.dumps(card))
     else:
         typer.echo(f"{card['pictures']} pictures of {card['concepts']} concepts in {out}")
+
+
+@app.command()
+def select(
+    recipe: Annotated[str, typer.Argument(help="A packaged recipe or a YAML file: its data rule selects.")],
+    data: Annotated[Path, typer.Option(help="Picture set: a folder, or a .parquet, .tar or .toml file.")],
+    out: Annotated[Path, typer.Option(help="New folder for the pictures, metadata.jsonl and prompts.txt.")],
+    is_held_out: Annotated[
+        bool, typer.Option("--held-out", help="Those held back, instead of those trained on.")
+    ] = False,
+) -> None:
+    """Write the pictures that a recipe trains on as files, with their first captions as prompts: to measure against.
+
+    Example: mezzotint data select icons-autoencoder --data icons64 --out chosen
+    """
+    from mezzotint.data.pictures import write_folder
+    from mezzotint.training.config import stages
+    from mezzotint.training.part import Inputs
+    from mezzotint.training.samples import read_split
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    rule = stages(recipe)[-1].data
+    train, held = read_split(Inputs(data=data, needs={}, cache=out), rule)
+    chosen = held if is_held_out else train
+    write_folder(chosen, out)
+    typer.echo(f"{len(chosen)} pictures in {out}")
 
 
 if __name__ == "__main__":

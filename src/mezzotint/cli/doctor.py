@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
@@ -16,13 +17,21 @@ BYTES_SDXL = 9 * 2**30  # SDXL's weights in bfloat16 and room to work
 
 
 def doctor(
+    build: Annotated[
+        bool, typer.Option("--build", help="First compile the fast kernels for this machine (C++ compiler, seconds).")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print data instead of a table.")] = False,
+    retime: Annotated[bool, typer.Option("--retime", help="Time the kernels again.")] = False,
 ) -> None:
-    """Report versions, processor, memory, chosen dtype and anything that would slow this machine down.
+    """Report versions, processor, memory, chosen dtype and kernels, and anything that would slow this machine down.
 
     Example: mezzotint doctor --json
     """
-    findings, warnings = examine()
+    if build:
+        from mezzotint.kernels import native
+
+        native.build()
+    findings, warnings = examine(retime=retime)
     if json:
         print_json({**findings, "warnings": warnings})
         return
@@ -31,16 +40,20 @@ def doctor(
         warn(warning)
 
 
-def examine() -> tuple[dict[str, object], list[str]]:
+def examine(*, retime: bool = False) -> tuple[dict[str, object], list[str]]:
     """What `doctor` reports, as data, and what would slow this machine down."""
     import torch
 
+    from mezzotint.kernels import native, policy
     from mezzotint.pipeline.system import packaged_model, preferred_dtype
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     free = _memory_available()
     warnings: list[str] = []
+    forced = os.environ.get(policy.VARIABLE, "auto") != "auto"
+    if forced and retime:
+        warnings.append(f"nothing was timed: {policy.VARIABLE} says which kernels are used")
     if load > cores / 2:
         warnings.append(
             f"other work keeps {load:.1f} of {cores} cores busy: with {torch.get_num_threads()} threads here, "
@@ -48,6 +61,8 @@ def examine() -> tuple[dict[str, object], list[str]]:
         )
     if free is not None and free < BYTES_SDXL:
         warnings.append(f"{free / 2**30:.1f} GiB of memory are available: enough for SD 1.x and 2.x, not for SDXL")
+    if retime and not forced:
+        policy.verdict(is_fresh=True)
     findings: dict[str, object] = {
         "mezzotint": _version("mezzotint"),
         "python": platform.python_version(),
@@ -61,10 +76,17 @@ def examine() -> tuple[dict[str, object], list[str]]:
         "memory available": None if free is None else f"{free / 2**30:.1f} GiB",
         "cuda": torch.cuda.is_available(),
         "dtype chosen by auto": str(preferred_dtype("cpu")).removeprefix("torch."),
+        "kernels chosen by auto": policy.chosen(preferred_dtype("cpu")).recorded(),
+        "kernels compiled": sorted(native.instructions()) or "none: run `mezzotint doctor --build`",
+        **({} if forced else {"kernel check, ms": _milliseconds(policy.verdict().times)}),
         "packaged model": str(packaged_model() or "none"),
         "offline": os.environ.get("HF_HUB_OFFLINE", "0") not in {"0", ""},
     }
     return findings, warnings
+
+
+def _milliseconds(times: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(1e3 * seconds, 2) for name, seconds in times.items()}
 
 
 def _version(package: str) -> str:

@@ -203,7 +203,7 @@ def accuracy(
     if json:
         print_json(asdict(found))
         return
-    table(f"{found.model}, judged by {found.judge}: {found.pairs} pairs of each kind", HEADS, rows_of(found))
+    table(f"{found.model}, judged by {found.judge}: {found.pairs} pairs of each kind", HEADS, rows_of(asdict(found)))
 
 
 @app.command()

@@ -13,9 +13,11 @@ from typing import Annotated
 import typer
 
 from mezzotint.cli import data, evaluate
+from mezzotint.cli.bench import bench
 from mezzotint.cli.convert import convert
 from mezzotint.cli.doctor import doctor
 from mezzotint.cli.edit import edit
+from mezzotint.cli.explain import explain
 from mezzotint.cli.generate import generate
 from mezzotint.cli.inspect import inspect
 from mezzotint.cli.package import package
@@ -37,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (generate, edit, vary, inspect, convert, samplers, train, package, serve, replay, doctor):
+for verb in (generate, edit, vary, explain, inspect, convert, samplers, train, package, serve, replay, bench, doctor):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 app.add_typer(evaluate.app, name="evaluate")

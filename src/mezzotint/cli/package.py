@@ -11,6 +11,9 @@ def package(
     run: Annotated[Path, typer.Option(help="Folder of the run.")],
     data: Annotated[Path, typer.Option(help="Picture set of the run: for its licences.")],
     out: Annotated[Path, typer.Option(help="Folder to write: empty or new.")],
+    measured: Annotated[
+        list[Path] | None, typer.Option(help="JSON of evaluate or evaluate accuracy, for the model's card; repeatable.")
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Changes that the run was trained with: key=value, dotted.")
     ] = None,
@@ -19,6 +22,7 @@ def package(
 
     Example: mezzotint package icons-autoencoder --run runs/autoencoder --data icons64 --out autoencoder
     """
+    from mezzotint.evaluation.model_card import measured as tables_of
     from mezzotint.training.config import stages as read_stages
     from mezzotint.training.package import pack_model, pack_network
     from mezzotint.training.part import Inputs, place_of
@@ -26,8 +30,11 @@ def package(
     stages = read_stages(recipe, changes or ())
     config = stages[-1]
     if config.part == "unet":
+        tables = tables_of(measured or [])
         needs = {role: place_of(said, run) for role, said in config.needs.items()}
-        cards = pack_model(stages, run, Inputs(data=data, needs=needs, cache=run.parent / "cache"), out)
+        cards = pack_model(
+            stages, run, Inputs(data=data, needs=needs, cache=run.parent / "cache"), out, measured=tables
+        )
     else:
         cards = (pack_network(stages, run, data, out),)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

@@ -28,6 +28,7 @@ class Source:
     objective: str | None = None
     vae: Path | None = None
     unclip_stats: Path | None = None
+    kernels: str | Mapping[str, Any] = "auto"  # Any: a record's own, which `load` checks
 
     def load(self) -> "System":
         """The model, with its networks mapped from the file."""

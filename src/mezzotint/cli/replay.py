@@ -28,10 +28,10 @@ def replay(
     """
     from mezzotint.pipeline import generate as pipeline
 
-    name, recorded_dtype = pipeline.recorded_source(picture)
+    name, recorded_dtype, kernels = pipeline.recorded_source(picture)
     check_folder(output)
     try:
-        system = Source(path=model or name, dtype=dtype or recorded_dtype, device=device).load()
+        system = Source(path=model or name, dtype=dtype or recorded_dtype, device=device, kernels=kernels).load()
     except CheckpointError as error:
         hint = "" if model else f"; {picture} was made with it: say where it is now with --model"
         raise CheckpointError(f"{error}{hint}") from None

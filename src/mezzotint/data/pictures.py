@@ -195,6 +195,33 @@ def read_pictures(path: Path) -> PictureSet:
     return PictureSet(tuple(pictures))
 
 
+def write_folder(pictures: PictureSet, folder: Path) -> None:
+    """Write a set as PNG files 00000.png … in its order, metadata.jsonl with captions and columns, and prompts.txt with
+    the first caption of each. What cannot be decoded is logged and left out.
+
+    Raises: ConfigError if the folder has content.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: has content; name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, object]] = []
+    first: list[str] = []
+    for number, picture in enumerate(pictures.pictures):
+        try:
+            image = opened(picture)
+        except DamagedPicture as error:
+            log.warning("%s cannot be decoded and is left out: %s", picture.key, error)
+            continue
+        image.save(folder / (name := f"{number:05d}.png"))
+        told = {**picture.columns, **picture.numbers, "key": picture.key}
+        rows.append({**told, "file_name": name, "captions": picture.captions})
+        first.append(picture.captions[0])
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "metadata.jsonl").write_text(lines, "utf-8")
+    prompts = "".join(" ".join(said.split()) + "\n" for said in first)
+    (folder / "prompts.txt").write_text(prompts, "utf-8")
+
+
 def _parquet(path: Path) -> list[Picture]:
     try:
         parquet = import_module("pyarrow.parquet")

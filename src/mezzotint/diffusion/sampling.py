@@ -32,7 +32,8 @@ class Row(NamedTuple):
     """What a network is asked: the only thing that a driver sees.
 
     `conditioning` is opaque here: whatever `network` was prepared with. `network` is a handle ("base", "refiner", …).
-    `slot` is stable through one picture and is the key of caches.
+    `slot` is stable through one picture and is the key of caches. `memory` is opaque, too: what the network may keep
+    from one query of this picture to the next, if the picture allows it to approximate.
     """
 
     x: Tensor
@@ -42,6 +43,7 @@ class Row(NamedTuple):
     network: str = "base"
     slot: str = "conditional"
     wants: frozenset[str] = frozenset()
+    memory: object | None = None
 
 
 Noise = Callable[[float, float], Tensor]

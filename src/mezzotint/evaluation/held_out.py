@@ -8,7 +8,7 @@ Letters: n pictures, h w rows and columns.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -26,7 +26,6 @@ from mezzotint.data.pictures import PictureSet, read_pictures
 from mezzotint.data.sample import Picture
 from mezzotint.errors import ConfigError
 from mezzotint.evaluation.accuracy import Pair, Table, judge_of, picture_features, table
-from mezzotint.evaluation.estimate import Share
 from mezzotint.pipeline.generate import generate
 from mezzotint.prompts.tokenizer import bundled, from_folder
 
@@ -178,22 +177,18 @@ def _pixels(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:
     return torch.as_tensor(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-HEADS = ("pairs", "right", "model", "ceiling: real", "concept in another style", "another concept in the style")
+HEADS = ("pairs", "right", "this model", "ceiling: real pictures", "concept, other style", "style, any concept")
+COLUMNS = ("made", "ceiling", "other_style", "same_style")
 
 
-def rows_of(found: Recombination) -> Sequence[tuple[str, ...]]:
-    """The table under HEADS for people: shares with their intervals, in percent."""
-    rows: list[tuple[str, ...]] = []
-    for name, side in (("held-out", found.held_out), ("seen", found.seen)):
-        columns = (side.made, side.ceiling, side.other_style, side.same_style)
-        measures: dict[str, list[Share]] = {
-            "concept": [column.concept for column in columns],
-            "concept in 5": [column.concept_in_5 for column in columns],
-            "style": [column.style for column in columns],
-            "both": [column.both for column in columns],
-        }
-        rows += [
-            (name, measure, *(f"{s.value:.0%} ({s.low:.0%} to {s.high:.0%})" for s in shares))
-            for measure, shares in measures.items()
-        ]
-    return rows
+def rows_of(told: Mapping[str, Any]) -> list[tuple[str, ...]]:  # Any: JSON
+    """The table of a `Recombination` as a dict, under HEADS: shares with their intervals, in percent."""
+    return [
+        (name, measure.replace("_", " "), *(_share(side[column][measure]) for column in COLUMNS))
+        for name, side in (("held-out", told["held_out"]), ("seen", told["seen"]))
+        for measure in ("concept", "concept_in_5", "style", "both")
+    ]
+
+
+def _share(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.0%} ({value['low']:.0%} to {value['high']:.0%})"

@@ -187,17 +187,17 @@ class AutoencoderKL(nn.Module):
     def encode(self, image: Float[Tensor, "b c H W"]) -> Posterior:
         """The Gaussian of the latent; `image` in [-1, 1], its rows and columns multiples of `factor`."""
         mean, log_variance = self.moments(image).chunk(2, dim=1)
-        shift, scale = self._shift_scale(mean)
+        shift, scale = self.shift_scale(mean)
         std = (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp()
         return Posterior((mean - shift) * scale, std * scale)
 
     def decode(self, latent: Float[Tensor, "b k h w"]) -> Float[Tensor, "b c H W"]:
         """The image, about [-1, 1]: not clamped."""
-        shift, scale = self._shift_scale(latent)
+        shift, scale = self.shift_scale(latent)
         z = latent / scale + shift
         return self.decoder(z if self.post_quant is None else self.post_quant(z))
 
-    def _shift_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def shift_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and scale per channel [k 1 1] of the unscaled latents."""
         channels = self.config.latent_channels
         shift = like.new_tensor(self.config.latent_mean or [0.0] * channels)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 BASE_SIZES, REFINER_SIZES = 6, 5
 SIZE_WIDTH = 256
+REMEMBERED_PROMPTS = 32  # pairs of prompt and negative prompt; 0.5 MB each for XL
 
 
 class Sides(NamedTuple):
@@ -32,15 +33,24 @@ def told(system: "System", request: Request) -> Sides:
     Raises: RequestError if a prompt does not fit and the request is strict.
     """
     is_guided = request.guidance != 1 and not system.unet.config.guidance
-    positive, negative = encode_pair(
-        request.prompt,
-        request.negative if is_guided else None,
-        system.text,
-        system.tokenizers,
-        system.rules,
-        empty=(request.empty_negative or system.empty_negative) if is_guided else "zeros_if_none",
-        clip_skip=request.clip_skip,
-    )
+    unwanted = request.negative if is_guided else None
+    empty = (request.empty_negative or system.empty_negative) if is_guided else "zeros_if_none"
+    key = (request.prompt, unwanted, empty, request.clip_skip)
+    if (known := system.prompts.get(key)) is None:
+        known = encode_pair(
+            request.prompt,
+            unwanted,
+            system.text,
+            system.tokenizers,
+            system.rules,
+            empty=empty,
+            clip_skip=request.clip_skip,
+        )
+        system.prompts[key] = known
+        if len(system.prompts) > REMEMBERED_PROMPTS:
+            system.prompts.popitem(last=False)
+    system.prompts.move_to_end(key)
+    positive, negative = known
     warnings = tuple(
         f"{name}: {len(encoded.dropped)} words do not fit into the text encoder and were left out: "
         f"{' '.join(encoded.dropped)}"

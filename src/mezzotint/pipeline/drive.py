@@ -7,24 +7,41 @@ turn.
 
 import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from mezzotint.diffusion.parameterisation import Parameterisation, x0_from
-from mezzotint.diffusion.sampling import Row, Rows
+from mezzotint.diffusion.sampling import Row, Rows, Stage
+from mezzotint.kernels.execution import Execution
+from mezzotint.kernels.memory import Memory
+from mezzotint.kernels.unet import FastUNet
 from mezzotint.models.unet import Conditioning, Prepared, UNet
 
 
 class Network(NamedTuple):
-    """A U-Net, what its output means, and where and how precisely it computes."""
+    """A U-Net, what its output means, and where, how precisely and with which kernels it computes."""
 
     unet: UNet
     parameterisation: Parameterisation
     dtype: torch.dtype
     device: torch.device
+    execution: Execution | None = None
+
+    @property
+    def run(self) -> UNet | FastUNet:
+        """What is called instead of the U-Net: itself, or the same made ready for this processor."""
+        return self.unet if self.execution is None else self.execution.unet(self.unet)
+
+    def asked(self, rows: Sequence[Row], x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
+        """The output for x, already scaled, of these rows; with their picture's memory where it has one."""
+        run, memory = self.run, rows[0].memory
+        if isinstance(run, FastUNet) and isinstance(memory, Memory):
+            return run(x, t, prepared, memory)
+        return run(x, t, prepared)
 
 
 class Evaluation(NamedTuple):
@@ -32,6 +49,18 @@ class Evaluation(NamedTuple):
 
     rows: list[Row]
     x0: list[Tensor]
+
+
+class Watch(Protocol):
+    """Somebody who looks on while a picture is made, and changes nothing."""
+
+    def stage(self, stage: Stage, network: str) -> Stage:
+        """The same stage, which may mark its rows with `wants` and look at what is asked and answered."""
+        ...
+
+    def batch(self, network: Network, rows: list[Row]) -> AbstractContextManager[object]:
+        """Entered around each call of a network whose rows want something."""
+        ...
 
 
 @dataclass
@@ -42,6 +71,7 @@ class Predictor:
     """
 
     networks: Mapping[str, Network]
+    watch: Watch | None = None
     _prepared: dict[tuple[str, ...], tuple[list[object], Prepared]] = field(
         default_factory=dict[tuple[str, ...], tuple[list[object], Prepared]], init=False
     )
@@ -53,7 +83,10 @@ class Predictor:
         for name in dict.fromkeys(row.network for row in rows):
             places = [place for place, row in enumerate(rows) if row.network == name]
             network, batch = self.networks[name], [rows[place] for place in places]
-            x0 = evaluated(network, batch, self.prepared(network, batch))
+            is_watched = self.watch is not None and any(row.wants for row in batch)
+            prepared = self.prepared(network, batch)
+            with self.watch.batch(network, batch) if self.watch and is_watched else nullcontext():
+                x0 = evaluated(network, batch, prepared)
             found |= dict(zip(places, split(x0, batch), strict=True))
         return [found[place] for place in range(len(rows))]
 
@@ -65,7 +98,7 @@ class Predictor:
         known = self._prepared.get(key)
         if known is None or any(old is not new for old, new in zip(known[0], asked, strict=True)):
             conditionings = [cast(Conditioning, conditioning) for conditioning in asked]  # opaque in Row
-            known = self._prepared[key] = (asked, network.unet.prepare(_stacked(conditionings, network)))
+            known = self._prepared[key] = (asked, network.run.prepare(_stacked(conditionings, network)))
         return known[1]
 
 
@@ -76,7 +109,7 @@ def evaluated(network: Network, rows: Sequence[Row], prepared: Prepared) -> Tens
     c_in = torch.cat(
         [row.x.new_full((row.x.shape[0], 1, 1, 1), network.parameterisation(row.sigma).c_in) for row in rows]
     )
-    output = network.unet((c_in * x).to(network.device, network.dtype), t.to(network.device), prepared)
+    output = network.asked(rows, (c_in * x).to(network.device, network.dtype), t.to(network.device), prepared)
     outputs = split(output.to(x.device, torch.float32), rows)
     return torch.cat(
         [x0_from(out, row.x, row.sigma, network.parameterisation) for out, row in zip(outputs, rows, strict=True)]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple  # Any: the fields of Request,
 
 from mezzotint.errors import RequestError
 from mezzotint.images import open_image
-from mezzotint.pipeline.drive import drive
+from mezzotint.pipeline.drive import Watch, drive
 from mezzotint.pipeline.making import Making, Picture
 from mezzotint.pipeline.request import Progress, Request
+from mezzotint.pipeline.resolve import Resolved
 from mezzotint.pipeline.result import (
     Expectation,
     Result,
@@ -33,6 +34,7 @@ __all__ = [
     "recorded_source",
     "replay",
     "stream",
+    "watched",
 ]
 
 
@@ -79,6 +81,11 @@ def generate(system: "System", request: Request | None = None, /, **fields: Any)
     return running.result
 
 
+def watched(system: "System", resolved: Resolved, watch: Watch) -> Stream:
+    """`stream` of a resolved request with somebody looking on; the pictures are the same, bit for bit."""
+    return Stream(_run(Making(system, resolved.request, resolved=resolved, watch=watch)))
+
+
 class Replay(NamedTuple):
     """A picture made again; `difference` is the largest of any channel, None if the size differs."""
 
@@ -96,16 +103,18 @@ def expect(source: str | Path | bytes, system: "System") -> Expectation:
 
 
 class Recorded(NamedTuple):
-    """Which model a picture says it was made with, as it was named then, and the dtype."""
+    """Which model a picture says it was made with, as it was named then, the dtype and the kernels."""
 
     path: str
     dtype: str
+    kernels: str | dict[str, Any] = "auto"  # Any: checked by `load`
 
 
 def recorded_source(source: str | Path | bytes) -> Recorded:
     """What to load for `replay`. Raises: RequestError if the file has no record of ours."""
     _, found = recorded_request(_source(source))
-    return Recorded(str(found["model"]["unet"]["source"]), str(found["execution"]["dtype"]))
+    execution = found["execution"]
+    return Recorded(str(found["model"]["unet"]["source"]), str(execution["dtype"]), execution.get("kernels", "torch"))
 
 
 def replay(source: str | Path | bytes, system: "System", **changes: Any) -> Replay:

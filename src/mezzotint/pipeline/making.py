@@ -13,8 +13,9 @@ from torch import Tensor
 from mezzotint.diffusion.sampling import Rows
 from mezzotint.errors import MezzotintError
 from mezzotint.images import encode
+from mezzotint.kernels.autoencoder import Bands, finished
 from mezzotint.pipeline.condition import Sides, told
-from mezzotint.pipeline.drive import Predictor
+from mezzotint.pipeline.drive import Predictor, Watch
 from mezzotint.pipeline.picture import Studio
 from mezzotint.pipeline.request import Request
 from mezzotint.pipeline.resolve import Resolved, resolve
@@ -40,10 +41,12 @@ class Picture(NamedTuple):
 class Making:
     """One request on one system. A wrong request is refused here; prompts are read when the first picture begins."""
 
-    def __init__(self, system: "System", asked: Request) -> None:
-        """Raises: RequestError if the system cannot do what is asked."""
-        self.system, self.asked = system, asked
-        self.resolved: Resolved = resolve(system, asked)
+    def __init__(
+        self, system: "System", asked: Request, *, resolved: Resolved | None = None, watch: Watch | None = None
+    ) -> None:
+        """`resolved` where that is known already; `watch` looks on. Raises: RequestError for what cannot be done."""
+        self.system, self.asked, self.watch = system, asked, watch
+        self.resolved = resolve(system, asked) if resolved is None else resolved
         assert self.resolved.request.seed is not None
         self.seeds = [self.resolved.request.seed + i for i in range(asked.count)]
 
@@ -73,7 +76,7 @@ class Making:
         networks = {"base": self.system.network}
         if self._refiner is not None:
             networks["refiner"] = self._refiner.network
-        return Predictor(networks)
+        return Predictor(networks, self.watch)
 
     def rows(self, i: int) -> Rows:
         """The trajectory of picture i: yields rows, is sent their x0, returns the latent."""
@@ -87,13 +90,18 @@ class Making:
         return min(max(before, sum(level.sigma > sigma for level in self.resolved.levels) + 1), self.steps)
 
     def finished(self, i: int, latent: Tensor) -> Picture:
-        """Picture i from its latent.
+        """Picture i from its latent. Raises: MezzotintError, see `finishing`."""
+        return finished(self.finishing(i, latent))
+
+    def finishing(self, i: int, latent: Tensor) -> Bands[Picture]:
+        """`finished` that yields now and then, so that closing it stops there.
 
         Raises: MezzotintError if the latent is not finite: a picture that is black for no reason is not handed out.
         """
         if not latent.isfinite().all():
             raise MezzotintError("the picture came out as NaN: try another sampler, fewer options, or dtype float32")
-        image, model, request = self._studio.finished(latent), self.system.identity(), self.resolved.request
+        image = yield from self._studio.finishing(latent)
+        model, request = self.system.identity(), self.resolved.request
         return Picture(
             image,
             self.seeds[i],
@@ -121,7 +129,7 @@ class Making:
 
     @cached_property
     def _studio(self) -> Studio:
-        studio = Studio(self.system, self.resolved, self.sides)
+        studio = Studio(self.system, self.resolved, self.sides, watch=self.watch)
         if self._refiner is not None:
             studio.refiner = self._refiner, told(self._refiner, self.resolved.request)
         return studio

@@ -17,13 +17,17 @@ from PIL import Image
 from torch import Tensor
 
 from mezzotint.diffusion.brownian import BrownianPath
-from mezzotint.diffusion.guidance import guided, masked, unguided
+from mezzotint.diffusion.guidance import guided, masked, remembering, unguided
 from mezzotint.diffusion.samplers import SAMPLERS
 from mezzotint.diffusion.sampling import Noise, NoiseLevel, Query, Row, Rows, Stage, staged
 from mezzotint.images import feathered, fitted, pasted, to_array, to_image, to_mask
+from mezzotint.kernels.autoencoder import Bands, finished
+from mezzotint.kernels.memory import Memory
 from mezzotint.models.vae import Posterior
 from mezzotint.names import SAMPLERS as NAMES
 from mezzotint.pipeline.condition import Sides
+from mezzotint.pipeline.drive import Watch
+from mezzotint.pipeline.levels import LEVELS
 from mezzotint.pipeline.resolve import Resolved
 from mezzotint.pipeline.unclip import clip_pixels, noised_vector
 
@@ -39,6 +43,7 @@ class Studio:
     resolved: Resolved
     sides: Sides
     refiner: "tuple[System, Sides] | None" = None
+    watch: Watch | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -115,7 +120,7 @@ class Studio:
             # At full strength diffusers starts from noise alone: the given image appears at the second level.
             stage = _first(stage, inside, levels[0].sigma) if is_pure else inside
         x = plan.initial_scale * noise if latent is None or is_pure else latent + levels[0].sigma * noise
-        x = yield from self._run(x, _clipped(stage, plan.clip), self._noise(generator))
+        x = yield from self._run(x, self._watched(_clipped(stage, plan.clip), "base"), self._noise(generator))
         if is_masked and latent is not None and not self.is_inpainting_model:
             x = self.latent_mask * x + (1 - self.latent_mask) * latent  # also where the last level is not 0
         return x
@@ -126,13 +131,17 @@ class Studio:
         x = yield from self._sampled(x, levels[: split + 1], stage, noise)
         if self.refiner is not None:
             system, sides = self.refiner
-            x = yield from self._sampled(x, levels[split:], self._guided(system, sides, "refiner"), noise)
+            stage = self._watched(self._guided(system, sides, "refiner"), "refiner")
+            x = yield from self._sampled(x, levels[split:], stage, noise)
         return x * plan.final_scale
 
     def _sampled(self, x: Tensor, levels: tuple[NoiseLevel, ...], stage: Stage, noise: Noise) -> Rows:
         plan = self.resolved.plan
         sampler = SAMPLERS[plan.sampler]
         return (yield from staged(sampler(x, levels, noise=noise, schedule=plan.schedule, **plan.options), stage))
+
+    def _watched(self, stage: Stage, network: str) -> Stage:
+        return self.watch.stage(stage, network) if self.watch else stage
 
     def _noise(self, generator: torch.Generator) -> Noise:
         plan = self.resolved.plan
@@ -142,6 +151,13 @@ class Studio:
         return lambda sigma_from, sigma_to: _randn(self.shape, generator)
 
     def _guided(self, system: "System", sides: Sides, network: str) -> Stage:
+        level = LEVELS[self.resolved.request.level]
+        stage = self._guided_every(system, sides, network, level.guidance_every)
+        if level.blocks_every == 1:
+            return stage
+        return remembering(stage, Memory(level.blocks_every, level.whole_first))
+
+    def _guided_every(self, system: "System", sides: Sides, network: str, every: int) -> Stage:
         request = self.resolved.request
         scale = 1.0 if request.guidance is None else request.guidance
         if scale == 1 or system.unet.config.guidance:
@@ -153,6 +169,7 @@ class Studio:
             rescale=request.guidance_rescale,
             parameterisation=system.network.parameterisation,
             interval=request.guidance_interval,
+            every=every,
             network=network,
         )
 
@@ -168,8 +185,13 @@ class Studio:
 
     def finished(self, latent: Tensor) -> Image.Image:
         """The pixels of a latent, with the input's own outside the feathered mask."""
+        return finished(self.finishing(latent))
+
+    def finishing(self, latent: Tensor) -> Bands[Image.Image]:
+        """`finished` that yields now and then, so that closing it stops there."""
         request = self.resolved.request
-        made = to_image(self.system.decode(latent)[0].numpy())
+        image = yield from self.system.decoding(latent)
+        made = to_image(image[0].numpy())
         if request.mask is None or not request.paste:
             return made
         size = request.canvas or made.size

@@ -8,6 +8,7 @@ from mezzotint.checkpoints.scheduler import Plan, plan
 from mezzotint.diffusion.sampling import NoiseLevel
 from mezzotint.errors import RequestError
 from mezzotint.names import SAMPLERS
+from mezzotint.pipeline.levels import FEW_STEP_SAMPLER, FEW_STEP_SPACINGS, LEVELS
 from mezzotint.pipeline.request import SIZE_STEP, Request
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def resolve(system: "System", asked: Request) -> Resolved:
     _refuse(system, asked)
     defaults = system.defaults
     width, height = _size(system, asked)
+    asked = _levelled(system, asked)
     steps = asked.steps or defaults.steps
     strength = None
     if asked.image is not None:
@@ -100,10 +102,24 @@ def _refuse(system: "System", asked: Request) -> None:
         raise RequestError(f"reference: {system.name} ({system.preset}) is no unCLIP model; use image with strength")
     if system.image_tower is not None and not asked.reference:
         raise RequestError(f"{system.name} is an unCLIP model: it needs reference, the picture to vary")
-    if asked.level != "full":
-        raise RequestError(f"level {asked.level!r}: {system.name} runs at 'full' only")
+    if asked.level != "full" and system.kernels.kernels.weights == "plain":
+        raise RequestError(
+            f"level {asked.level!r}: {system.name} runs at 'full' only, because its modules run as torch runs them here"
+        )
     if asked.refiner and asked.mask:
         raise RequestError("refiner: cannot take over from a masked run; leave out mask or refiner")
+
+
+def _levelled(system: "System", asked: Request) -> Request:
+    """The request with what its level fills in where it is silent: steps, and a sampler and spacing made for few."""
+    level = LEVELS[asked.level]
+    if asked.level == "full":
+        return asked
+    steps = asked.steps or max(1, round(system.defaults.steps * level.steps))
+    spacing = FEW_STEP_SPACINGS.get(system.preset) if level.has_few_step_spacing else None
+    is_open = asked.sampler is None and asked.spacing is None and spacing is not None
+    names = {"sampler": FEW_STEP_SAMPLER, "spacing": spacing} if is_open else {}
+    return asked.model_copy(update={"steps": steps, **names})
 
 
 def _size(system: "System", asked: Request) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """A loaded model: its networks ready to run, the rules by which it reads prompts, and what it is called in records."""
 
 import platform
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ from mezzotint.checkpoints.scheduler import SchedulerConfig
 from mezzotint.checkpoints.translate import network
 from mezzotint.diffusion.parameterisation import PARAMETERISATIONS
 from mezzotint.errors import CheckpointError, RequestError, unknown
+from mezzotint.kernels import policy
+from mezzotint.kernels.autoencoder import BandedAutoencoder, Bands, finished
+from mezzotint.kernels.execution import Execution
 from mezzotint.models.clip import ImageTower, TextTower
 from mezzotint.models.unet import UNet
 from mezzotint.models.vae import AutoencoderKL, Posterior
@@ -30,7 +34,7 @@ from mezzotint.pipeline.drive import Network
 from mezzotint.pipeline.hashes import start_hash
 from mezzotint.pipeline.preview import known_preview, previewed, remembered_preview
 from mezzotint.pipeline.unclip import Statistics, read_statistics
-from mezzotint.prompts.encode import LAST, RULES, EmptyNegative, TowerRule, empty_negative
+from mezzotint.prompts.encode import LAST, RULES, EmptyNegative, Encoded, TowerRule, empty_negative
 from mezzotint.prompts.tokenizer import Tokenizer, bundled, from_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,6 +72,10 @@ class System:
     sources: Mapping[str, tuple[Path, ...]]  # files per component
     dtype: torch.dtype
     device: torch.device
+    kernels: Execution
+    prompts: OrderedDict[tuple[object, ...], tuple[Encoded, Encoded]] = field(
+        default_factory=OrderedDict[tuple[object, ...], "tuple[Encoded, Encoded]"], init=False
+    )  # what was encoded lately
     preview_weights: object = None  # as mezzotint.json states them
     _companions: dict[str, "System"] = field(default_factory=dict[str, "System"], init=False)
     _hashes: dict[str, Future[str]] = field(default_factory=dict[str, "Future[str]"], init=False)
@@ -85,13 +93,20 @@ class System:
     @torch.no_grad()
     def encode(self, image: Tensor) -> Posterior:
         """Posterior of the latent of an image [1 3 h w] in [-1, 1]; float32."""
-        mean, std = self.vae.encode(image.to(self.device, self.dtype))
+        mean, std = self.kernels.autoencoder(self.vae).encode(image.to(self.device, self.dtype))
         return Posterior(mean.float().cpu(), std.float().cpu())
 
-    @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
         """Image [1 3 h w] of a latent; float32."""
-        return self.vae.decode(latent.to(self.device, self.dtype)).float().cpu()
+        return finished(self.decoding(latent))
+
+    def decoding(self, latent: Tensor) -> Bands[Tensor]:
+        """`decode` that yields between bands of rows, so that closing it stops there; all at once on plain kernels."""
+        autoencoder = self.kernels.autoencoder(self.vae)
+        if isinstance(autoencoder, BandedAutoencoder):
+            return (yield from autoencoder.decoding(latent.to(self.device)))
+        with torch.no_grad():
+            return autoencoder.decode(latent.to(self.device, self.dtype)).float().cpu()
 
     @torch.no_grad()
     def embed(self, pixels: Tensor) -> Tensor:
@@ -112,7 +127,9 @@ class System:
     def companion(self, name: str) -> "System":
         """Another model in the same precision on the same device, loaded once: the refiner."""
         if name not in self._companions:
-            self._companions[name] = load(name, dtype=_name_of(self.dtype), device=str(self.device))
+            self._companions[name] = load(
+                name, dtype=_name_of(self.dtype), device=str(self.device), kernels=self.kernels.kernels.recorded()
+            )
         return self._companions[name]
 
     def start_hashing(self) -> None:
@@ -143,7 +160,7 @@ class System:
             "dtype": _name_of(self.dtype),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
-            "kernels": "torch",
+            "kernels": self.kernels.kernels.recorded(),
             "processor": torch.backends.cpu.get_cpu_capability(),
             "versions": self.versions(),
         }
@@ -164,20 +181,27 @@ def load(
     objective: str | None = None,
     vae: str | Path | None = None,
     unclip_stats: str | Path | None = None,
+    kernels: str | Mapping[str, object] = "auto",
 ) -> System:
     """The model of a folder, a file, a hub id ORG/NAME[@revision], or "icons", the one in this package.
 
-    dtype "auto" is bfloat16 where the processor multiplies in it, else float32. Nothing is fetched unless a hub id is
-    given. `preset` and `objective` overrule detection; `vae` is a file that replaces the model's own; `unclip_stats`
-    holds mean and standard deviation of image embeddings, which unCLIP-L files lack.
+    dtype "auto" is bfloat16 where the processor multiplies in it, else float32. `kernels` "auto" is what was measured
+    to be fastest on this processor; "torch" runs every module as it is, "packed" needs no compiler, "native" prefers
+    compiled kernels, and a record's own repeats its choice. Nothing is fetched unless a hub id is given. `preset` and
+    `objective` overrule detection; `vae` is a file that replaces the model's own; `unclip_stats` holds mean and
+    standard deviation of image embeddings, which unCLIP-L files lack.
 
-    Raises: CheckpointError if the model cannot be read exactly; RequestError for an unknown dtype or device.
+    Raises: CheckpointError if the model cannot be read exactly; RequestError for an unknown dtype or device;
+    ConfigError for unknown kernels.
     """
     where = _device(device)
+    if where.type == "cpu":
+        policy.settle_threads()
     precision = _dtype(dtype, where)
     place = locate(path, revision=revision, variant=variant)
     found = files.read(place.path, preset=preset, objective=objective, variant=variant, vae=vae)
-    return _assembled(found, place, precision, where, variant, unclip_stats)
+    chosen = policy.chosen(precision, kernels) if where.type == "cpu" else policy.PLAIN
+    return _assembled(found, place, precision, where, variant, unclip_stats, Execution(chosen))
 
 
 def locate(source: str | Path, *, revision: str | None = None, variant: str | None = None) -> Place:
@@ -213,13 +237,12 @@ def packaged_model() -> Path | None:
 
 
 def preferred_dtype(device: str | torch.device) -> torch.dtype:
-    """bfloat16 where it is multiplied in hardware, else float32; float16 on GPUs without it."""
+    """bfloat16 where it is multiplied in hardware and not slower, else float32; float16 on GPUs without it."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if kind == "cpu":
-        able = torch.cpu.get_capabilities()
-        return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
+        return policy.preferred_dtype()
     return torch.float32
 
 
@@ -246,6 +269,7 @@ def _assembled(
     device: torch.device,
     variant: str | None,
     unclip_stats: str | Path | None,
+    kernels: Execution,
 ) -> System:
     if found.unet is None or found.vae is None or not found.text:
         lacking = [role for role, part in (("unet", found.unet), ("vae", found.vae), ("text", found.text)) if not part]
@@ -265,17 +289,18 @@ def _assembled(
         size=_size(found, vae, defaults),
         sampler=None if has_own_scheduler else defaults.sampler,
         scheduler=found.scheduler,
-        network=Network(unet, PARAMETERISATIONS[found.objective], dtype, device),
+        network=Network(unet, PARAMETERISATIONS[found.objective], dtype, device, kernels),
         vae=vae,
-        text=text,
+        text=tuple(kernels.tower(tower) for tower in text),
         tokenizers=tuple(from_folder(folder) if folder else bundled() for folder in found.tokenizers),
         rules=_rules(found.preset, text),
         empty_negative=empty_negative(found.preset),
-        image_tower=image,
+        image_tower=None if image is None else kernels.tower(image),
         statistics=_statistics(found, image, unclip_stats, place.name),
         sources=_sources(found, variant),
         dtype=dtype,
         device=device,
+        kernels=kernels,
         preview_weights=found.info.get("preview"),
     )
 

@@ -82,14 +82,14 @@ class ClipPart:
         network = clip_of(networks)
         generators = [keyed(self.seed, "view", position) for position in batch.positions]
         image = displaced(self.pictures.pixels(batch.samples, self.size), generators, flips=False)
-        said = [self._said(sample, position) for sample, position in zip(batch.samples, batch.positions, strict=True)]
+        said = [self.said(sample, position) for sample, position in zip(batch.samples, batch.positions, strict=True)]
         images, texts = network(normalised(image).to(network.logit_scale.dtype), padded_ids(self.tokenizer, said))
         known = [frozenset(self.pictures.pictures[sample].captions) for sample in batch.samples]
         logits = images.float() @ texts.float().T * network.logit_scale.float().clamp(max=MAX_LOG_SCALE).exp()
         total, hits = contrastive(logits, also_true(known, said))
         return Loss(total, {"hits": hits, "scale": network.logit_scale.exp()})
 
-    def _said(self, sample: int, position: int) -> str:
+    def said(self, sample: int, position: int) -> str:
         """One of the picture's captions."""
         captions = self.pictures.pictures[sample].captions
         return captions[int(torch.randint(len(captions), (), generator=keyed(self.seed, "caption", position)))]

@@ -81,8 +81,12 @@ def network_of(config: TrainConfig) -> str:
     return "clip" if config.settings.get("sees_held_out") else NETWORKS[config.part]
 
 
-def pack_model(stages: Sequence[TrainConfig], run: Path, inputs: Inputs, out: Path) -> tuple[Card, ...]:
+def pack_model(
+    stages: Sequence[TrainConfig], run: Path, inputs: Inputs, out: Path, *, measured: str = ""
+) -> tuple[Card, ...]:
     """Write the U-Net of a run, with the packaged networks that it was trained on, as a diffusers folder; the cards.
+
+    `measured` is Markdown for README.md: what was measured of the model.
 
     Raises: ConfigError if the run is of another recipe, has exported nothing, or one of its needs is not packaged;
         CheckpointError if `out` has content.
@@ -119,7 +123,7 @@ def pack_model(stages: Sequence[TrainConfig], run: Path, inputs: Inputs, out: Pa
     for component, card in cards.items():
         write_json(out / component / CARD, asdict(card))
     with atomic(out / "README.md") as file:
-        file.write(readme(config, [*cards.values()], out.name).encode())
+        file.write(readme(config, [*cards.values()], out.name, measured).encode())
     return tuple(cards.values())
 
 
@@ -205,7 +209,7 @@ def scheduler_of(config: TrainConfig) -> SchedulerConfig:
     )
 
 
-def readme(config: TrainConfig, cards: Sequence[Card], name: str) -> str:
+def readme(config: TrainConfig, cards: Sequence[Card], name: str, measured: str) -> str:
     """The model card: what it is, how to use it, what it learnt from and under which licences, and its recipes."""
     settings = parse(UNetSettings, config.settings, "recipe.settings")
     every = {source: entry.licence for card in cards for source, entry in card.sources.items()}
@@ -227,6 +231,7 @@ def readme(config: TrainConfig, cards: Sequence[Card], name: str) -> str:
             ["source", "licence", *(card.part for card in cards)],
             [[source, licence, *map(str, counts[source])] for source, licence in sorted(every.items())],
         ),
+        measured=measured or "Nothing yet.",
         data_cards=", ".join(sorted({card.data_card for card in cards if card.data_card})) or "none",
         recipes="\n".join(f"```yaml\n{yaml.safe_dump(dict(c.recipe), sort_keys=False, width=110)}```" for c in cards),
     )
@@ -264,6 +269,10 @@ Prompts that it was watched with:
 ## Networks
 
 {networks}
+
+## Measured
+
+{measured}
 
 ## Pictures
 

@@ -180,6 +180,11 @@ class UNetPart:
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Batch) -> Loss | None:
         """Weighted squared error of the objective."""
+        latent, told = self.drawn(batch)
+        return Loss(self._error(networks, latent, told, batch, self.seed), {})
+
+    def drawn(self, batch: Batch) -> tuple[Float[Tensor, "b c h w"], Told]:
+        """Latents of a batch, each from one view of its picture, and what the network is told of them."""
         draws = [keyed(self.seed, "pick", position) for position in batch.positions]
         views = [int(torch.randint(self.settings.views, (), generator=draw)) for draw in draws]
         moments = [self.train.moments[sample][view] for sample, view in zip(batch.samples, views, strict=True)]
@@ -190,8 +195,7 @@ class UNetPart:
             for captions, d in zip(listed, draws, strict=True)
         ]
         embedding = None if self.embedded is None else self.embedded.train[batch.samples]
-        told = Told(said, self._sizes(self.train, batch.samples, views), embedding)
-        return Loss(self._error(networks, latent, told, batch, self.seed), {})
+        return latent, Told(said, self._sizes(self.train, batch.samples, views), embedding)
 
     def _sizes(self, latents: Latents, samples: Sequence[int], views: Sequence[int]) -> Tensor | None:
         if not self.size_count or latents.views is None:

@@ -1,0 +1,71 @@
+"""Latent → pixels: the channels, the decoder, what a round trip through the autoencoder loses."""
+
+import math
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mezzotint.explain.blocks import Section, code_of, grey, heat, picture, pictures, table
+from mezzotint.explain.steps import DECODED, Scene, pixels
+from mezzotint.images import to_array, to_image
+from mezzotint.models.vae import AutoencoderKL, Decoder
+
+ERROR_TOP = 0.5  # of the 2 from black to white: the brightest colour of the loss map
+
+
+def latent_section(scene: Scene) -> Section:
+    """Section 7, with the decoder timed."""
+    system, latent = scene.system, scene.moments[-1].answer
+    begun = perf_counter()
+    decoded = system.decode(latent)
+    ms = round(1000 * (perf_counter() - begun), 1)
+    image = torch.as_tensor(to_array(scene.image))[None]
+    back = system.decode(system.encode(image).mean).clamp(-1, 1)
+    loss = (back - image).abs()
+    psnr = 10 * math.log10(4 / max(float((back - image).square().mean()), 1e-12))
+    lost = float(loss.mean()) * 127.5
+    channels = [
+        picture(grey(c), f"channel {i + 1}", f"mean {float(c.mean()):+.2f}, deviation {float(c.std()):.2f}")
+        for i, c in enumerate(latent[0])
+    ]
+    small = _small(latent)
+    kept = torch.eye(small.shape[1])[:, None, :, None, None]  # one channel at a time
+    alone = [picture(pixels(system, small * one), f"only channel {i + 1}") for i, one in enumerate(kept)]
+    ratio = image.numel() / latent.numel()
+    rows = [
+        ("picture", f"[3 {image.shape[2]} {image.shape[3]}]", f"{image.numel():,}"),
+        ("latent", f"{list(latent.shape[1:])}", f"{latent.numel():,}"),
+    ]
+    return Section(
+        id="latent",
+        title="The latent becomes pixels",
+        lead=f"The last latent holds {ratio:.0f} times fewer numbers than the picture. The decoder of the autoencoder "
+        "paints the pixels; it has learnt from real pictures how small patches look. What it cannot say is lost for "
+        "every picture of this model: encode the finished picture, decode it again, and compare.",
+        formula="picture = decode(latent / scaling);   loss = |decode(encode(picture)) - picture|",
+        shapes=(f"latent {list(latent.shape)}", f"picture {list(decoded.shape)}"),
+        ms=ms,
+        code=(code_of(AutoencoderKL.decode), code_of(Decoder.forward)),
+        blocks=[
+            pictures(channels, "The last latent, channel by channel"),
+            pictures(alone, "What the decoder makes of one channel when the others are zero"),
+            pictures(
+                [
+                    picture(scene.image, "the picture"),
+                    picture(to_image(back[0].numpy()), "after a round trip", f"PSNR {psnr:.1f} dB"),
+                    picture(heat(loss[0].mean(0), ERROR_TOP), "what was lost", f"mean {lost:.1f} of 255"),
+                ],
+                "What the autoencoder loses",
+                side=192,
+            ),
+            table(("", "shape", "numbers"), rows),
+        ],
+    )  # fmt: skip
+
+
+def _small(latent: Tensor) -> Tensor:
+    """The latent with at most DECODED places."""
+    scale = max(1, math.ceil(math.sqrt(latent.shape[-1] * latent.shape[-2] / DECODED)))
+    return F.avg_pool2d(latent, scale) * scale if scale > 1 else latent

@@ -1,0 +1,1 @@
+"""The same modules, executed faster; chosen by hardware, never imported by models."""

@@ -1,0 +1,337 @@
+// The operations as torch sees them: shapes, memory, threads, and the choice of kernel for this processor.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/native/CPUBlas.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+
+#include "attention.h"
+#include "group_norm.h"
+
+namespace {
+
+using at::Tensor;
+using namespace mezzotint;
+
+// torch's own variable, so that what it is limited to limits these kernels too.
+bool is_limited_to(const char *what) {
+  static const char *limit = std::getenv("ATEN_CPU_CAPABILITY");
+  return limit && !std::strcmp(limit, what);
+}
+bool has_avx2() {
+  return !is_limited_to("default") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+bool has_avx512() {
+  return has_avx2() && !is_limited_to("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool has_bf16_pairs() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+// AMX, by oneDNN's own check.
+bool has_tiles() { return has_bf16_pairs() && at::native::cpublas::could_pack(at::kBFloat16); }
+
+// A buffer for vectors of 64 bytes.
+Tensor buffer(int64_t count, at::ScalarType type, const Tensor &like) {
+  return at::empty({count}, like.options().dtype(type).memory_format(std::nullopt));
+}
+
+template <typename T> Strided<T> strided(const Tensor &x) {
+  return {reinterpret_cast<const T *>(x.const_data_ptr()), x.stride(0), x.stride(1), x.stride(2)};
+}
+
+Shape checked(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
+  const at::ScalarType type = q.scalar_type();
+  for (const Tensor &x : {q, k, v}) {
+    TORCH_CHECK(x.dim() == 4 && x.scalar_type() == type && x.stride(3) == 1 &&
+                    (type == at::kBFloat16 || type == at::kFloat),
+                "attention: q, k and v are bfloat16 or float32 [b l heads d], contiguous in d");
+  }
+  TORCH_CHECK(type == at::kFloat ? has_avx2() : has_bf16_pairs(), "attention: this processor has no instructions for ",
+              type);
+  TORCH_CHECK(k.sizes() == v.sizes() && q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(3) == k.size(3),
+              "attention: q ", q.sizes(), ", k ", k.sizes(), ", v ", v.sizes());
+  const Shape shape{q.size(0), q.size(2), q.size(1), k.size(1), q.size(3)};
+  TORCH_CHECK(shape.width % GROUP == 0 && shape.keys > 0 && scale > 0,
+              "attention: width ", shape.width, " is no multiple of 8, or no keys, or scale ", scale, " not above 0");
+  return shape;
+}
+
+// Attention with both products by oneDNN, which uses tiles (AMX) where the processor has them.
+Tensor attention_by_tiles(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
+  constexpr int64_t BLOCK = 256, ROW = 48; // keys and queries at once
+  const Shape shape = checked(q, k, v, scale);
+  TORCH_CHECK(q.scalar_type() == at::kBFloat16, "attention_by_tiles: bfloat16");
+  Tensor out = at::empty({shape.batch, shape.queries, shape.heads, shape.width}, q.options());
+  if (out.numel() == 0) return out;
+
+  const auto qs = strided<uint16_t>(q), ks = strided<uint16_t>(k), vs = strided<uint16_t>(v);
+  const int64_t heads = shape.batch * shape.heads, stride = (shape.keys + 31) / 32 * 32, width = shape.width;
+  const int64_t blocks = (shape.queries + ROW - 1) / ROW;
+  const Tensor packed = buffer(heads * width * stride, at::kBFloat16, q);
+  auto *values = reinterpret_cast<uint16_t *>(packed.mutable_data_ptr());
+  at::parallel_for(0, heads * width, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end;) {
+      const int64_t head = at / width, first = at % width, last = std::min(width, first + end - at);
+      const uint16_t *from = vs.data + head / shape.heads * vs.batch + head % shape.heads * vs.head;
+      avx512bf16::transpose_values(shape, from, vs.position, values + head * width * stride, stride, first, last);
+      at += last - first;
+    }
+  });
+  auto *result = reinterpret_cast<uint16_t *>(out.mutable_data_ptr());
+  at::parallel_for(0, heads * blocks, 1, [&](int64_t begin, int64_t end) {
+    const Tensor memory = buffer(ROW * (width / 2 + width + BLOCK + BLOCK / 2 + 2), at::kFloat, q);
+    float *scores = memory.mutable_data_ptr<float>(), *o = scores + BLOCK * ROW, *top = o + width * ROW;
+    float *sum = top + ROW;
+    auto *queries = reinterpret_cast<at::BFloat16 *>(sum + ROW), *weights = queries + width * ROW;
+    for (int64_t at = begin; at < end; at++) {
+      const int64_t head = at / blocks, b = head / shape.heads, h = head % shape.heads, first = at % blocks * ROW;
+      const auto *keys = reinterpret_cast<const at::BFloat16 *>(ks.data + b * ks.batch + h * ks.head);
+      const auto *turned = reinterpret_cast<const at::BFloat16 *>(values + head * width * stride);
+      avx512bf16::pack_queries(shape, qs.data + b * qs.batch + h * qs.head, qs.position, first, ROW,
+                               reinterpret_cast<uint16_t *>(queries));
+      std::fill_n(o, width * ROW, 0.0f);
+      std::fill_n(sum, ROW, 0.0f);
+      std::fill_n(top, ROW, -std::numeric_limits<float>::infinity());
+      for (int64_t key = 0; key < shape.keys; key += BLOCK) {
+        const int64_t count = std::min(BLOCK, shape.keys - key);
+        at::native::cpublas::brgemm(count, ROW, width, ks.position, ROW, ROW, false, keys + key * ks.position, queries,
+                                    scores);
+        avx512bf16::weigh(scores, count, ROW, (float)scale, top, sum, o, width,
+                          reinterpret_cast<uint16_t *>(weights));
+        at::native::cpublas::brgemm(width, ROW, (count + 1) / 2 * 2, stride, ROW, ROW, true, turned + key, weights, o);
+      }
+      avx512bf16::write(shape, o, sum, first, ROW,
+                        result + (b * shape.queries * shape.heads + h) * width, shape.heads * width);
+    }
+    at::native::cpublas::brgemm_release();
+  });
+  return out;
+}
+
+// The functions of one instruction set for one type.
+template <typename T> struct Kernel {
+  decltype(&avx512bf16::workspace) workspace;
+  void (*pack_keys)(const Shape &, const T *, int64_t, T *, int64_t, int64_t);
+  void (*pack_values)(const Shape &, const T *, int64_t, T *, int64_t, int64_t);
+  void (*attend)(const Shape &, const T *, int64_t, const T *, const T *, T *, int64_t, float, int64_t, float *);
+};
+
+template <typename T>
+Tensor attended(const Shape &shape, const Kernel<T> &kernel, const Tensor &q, const Tensor &k, const Tensor &v,
+                double scale) {
+  Tensor out = at::empty({shape.batch, shape.queries, shape.heads, shape.width}, q.options());
+  if (out.numel() == 0) return out;
+
+  const auto qs = strided<T>(q), ks = strided<T>(k), vs = strided<T>(v);
+  const int64_t heads = shape.batch * shape.heads, groups = shape.key_groups(), blocks = shape.query_blocks();
+  const Tensor packed = buffer(2 * heads * shape.packed(), q.scalar_type(), q);
+  auto *keys = reinterpret_cast<T *>(packed.mutable_data_ptr()), *values = keys + heads * shape.packed();
+  at::parallel_for(0, heads * groups, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end;) {
+      const int64_t head = at / groups, first = at % groups, last = std::min(groups, first + end - at);
+      const int64_t b = head / shape.heads, h = head % shape.heads, to = head * shape.packed();
+      kernel.pack_keys(shape, ks.data + b * ks.batch + h * ks.head, ks.position, keys + to, first, last);
+      kernel.pack_values(shape, vs.data + b * vs.batch + h * vs.head, vs.position, values + to, first, last);
+      at += last - first;
+    }
+  });
+  auto *result = reinterpret_cast<T *>(out.mutable_data_ptr());
+  at::parallel_for(0, heads * blocks, 1, [&](int64_t begin, int64_t end) {
+    const Tensor work = buffer(kernel.workspace(shape), at::kFloat, q);
+    for (int64_t at = begin; at < end; at++) {
+      const int64_t head = at / blocks, b = head / shape.heads, h = head % shape.heads;
+      kernel.attend(shape, qs.data + b * qs.batch + h * qs.head, qs.position, keys + head * shape.packed(),
+                    values + head * shape.packed(), result + (b * shape.queries * shape.heads + h) * shape.width,
+                    shape.heads * shape.width, (float)scale, at % blocks, work.mutable_data_ptr<float>());
+    }
+  });
+  return out;
+}
+
+#define KERNEL(isa, T) Kernel<T>{isa::workspace, isa::pack_keys, isa::pack_values, isa::attend}
+
+Tensor attention_by(const Tensor &q, const Tensor &k, const Tensor &v, double scale, bool is_wide) {
+  Shape shape = checked(q, k, v, scale);
+  if (q.scalar_type() == at::kBFloat16) return attended(shape, KERNEL(avx512bf16, uint16_t), q, k, v, scale);
+  TORCH_CHECK(!is_wide || has_avx512(), "attention: this processor has no AVX-512");
+  shape.lanes = is_wide ? avx512::lanes() : avx2::lanes();
+  return attended(shape, is_wide ? KERNEL(avx512, float) : KERNEL(avx2, float), q, k, v, scale);
+}
+
+Tensor attention(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
+  if (q.scalar_type() == at::kBFloat16 && has_tiles()) return attention_by_tiles(q, k, v, scale);
+  return attention_by(q, k, v, scale, has_avx512());
+}
+
+// A channels_last picture, and its positions in chunks.
+struct Picture {
+  int64_t batch, channels, positions;
+  explicit Picture(const Tensor &x) : batch(x.size(0)), channels(x.size(1)), positions(x.size(2) * x.size(3)) {}
+  int64_t chunks() const { return (positions + CHUNK - 1) / CHUNK; }
+  int64_t size(int64_t chunk) const { return std::min(CHUNK, positions - chunk * CHUNK); }
+};
+
+// First pass: of every chunk and channel, mean and sum of squared distances from it; both [batch chunks channels].
+template <typename T> void measure(const Picture &picture, const Tensor &x, float *mean, float *squares) {
+  const auto *from = reinterpret_cast<const T *>(x.const_data_ptr());
+  const Moments<T> moments = has_avx512() ? Moments<T>{avx512::moments} : Moments<T>{avx2::moments};
+  const int64_t chunks = picture.chunks(), channels = picture.channels;
+  at::parallel_for(0, picture.batch * chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t first = i / chunks * picture.positions + i % chunks * CHUNK;
+      moments(from + first * channels, picture.size(i % chunks), channels, mean + i * channels, squares + i * channels);
+    }
+  });
+}
+
+// Second pass: y = x * scale + offset per channel, then SiLU; scale and offset are [batch channels].
+template <typename T, typename U>
+void rescale(const Picture &picture, const Tensor &x, const Tensor &y, const float *scale, const float *offset,
+             bool silu) {
+  constexpr int64_t ROWS = 64; // positions per piece
+  const auto *from = reinterpret_cast<const T *>(x.const_data_ptr());
+  auto *to = reinterpret_cast<U *>(y.mutable_data_ptr());
+  const Apply<T, U> apply = has_avx512() ? Apply<T, U>{avx512::apply} : Apply<T, U>{avx2::apply};
+  const int64_t all = picture.batch * picture.positions, channels = picture.channels;
+  at::parallel_for(0, (all + ROWS - 1) / ROWS, 8, [&](int64_t begin, int64_t end) {
+    const int64_t last = std::min(end * ROWS, all);
+    for (int64_t at = begin * ROWS; at < last;) {
+      const int64_t b = at / picture.positions, count = std::min(last, (b + 1) * picture.positions) - at;
+      apply(from + at * channels, to + at * channels, count, channels, scale + b * channels, offset + b * channels,
+            silu);
+      at += count;
+    }
+  });
+}
+
+// Mean and 1 / standard deviation of the channels [first, first + width), `shift` added to them, from their chunks'.
+std::pair<double, double> joined(const Picture &picture, const float *mean, const float *squares, const float *shift,
+                                 int64_t first, int64_t width, double eps) {
+  const auto at = [&](int64_t i, int64_t c) { return (double)mean[i * picture.channels + c] + (shift ? shift[c] : 0); };
+  const double count = (double)(picture.positions * width);
+  double sum = 0, about = 0;
+  for (int64_t i = 0; i < picture.chunks(); i++)
+    for (int64_t c = first; c < first + width; c++) sum += (double)picture.size(i) * at(i, c);
+  for (int64_t i = 0; i < picture.chunks(); i++)
+    for (int64_t c = first; c < first + width; c++) {
+      const double away = at(i, c) - sum / count;
+      about += squares[i * picture.channels + c] + (double)picture.size(i) * away * away;
+    }
+  return {sum / count, 1 / std::sqrt(about / count + eps)};
+}
+
+template <typename T, typename U>
+void normalise(const Tensor &x, const Tensor &y, int64_t groups, const float *weight, const float *bias,
+               const float *shift, double eps, bool silu) {
+  const Picture picture(x);
+  const int64_t channels = picture.channels, width = channels / groups, per = picture.chunks() * channels;
+  const Tensor memory = buffer(2 * picture.batch * (per + channels), at::kFloat, x);
+  float *mean = memory.mutable_data_ptr<float>(), *squares = mean + picture.batch * per;
+  float *scale = squares + picture.batch * per, *offset = scale + picture.batch * channels;
+  measure<T>(picture, x, mean, squares);
+  for (int64_t b = 0; b < picture.batch; b++)
+    for (int64_t g = 0; g < groups; g++) {
+      const float *added = shift ? shift + b * channels : nullptr;
+      const auto [centre, inverse] = joined(picture, mean + b * per, squares + b * per, added, g * width, width, eps);
+      for (int64_t c = g * width; c < (g + 1) * width; c++) {
+        const double factor = inverse * (weight ? weight[c] : 1);
+        scale[b * channels + c] = (float)factor;
+        offset[b * channels + c] = (float)((bias ? bias[c] : 0) + ((added ? added[c] : 0) - centre) * factor);
+      }
+    }
+  rescale<T, U>(picture, x, y, scale, offset, silu);
+}
+
+void check_picture(const char *name, const Tensor &x) {
+  TORCH_CHECK(has_avx2(), name, ": this processor has no AVX2");
+  TORCH_CHECK(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast), name, ": a channels_last [b c h w]");
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, name, ": ", x.scalar_type(),
+              " is neither float32 nor bfloat16");
+}
+
+// Mean and sum of squared distances from it of every picture and channel: [2 b c], float64.
+Tensor moments(const Tensor &x) {
+  check_picture("moments", x);
+  const Picture picture(x);
+  const int64_t channels = picture.channels, per = picture.chunks() * channels;
+  const Tensor memory = buffer(2 * picture.batch * per, at::kFloat, x);
+  float *mean = memory.mutable_data_ptr<float>(), *squares = mean + picture.batch * per;
+  x.scalar_type() == at::kFloat ? measure<float>(picture, x, mean, squares)
+                                : measure<bfloat16>(picture, x, mean, squares);
+  Tensor result = at::empty({2, picture.batch, channels}, x.options().dtype(at::kDouble));
+  double *to = result.mutable_data_ptr<double>();
+  for (int64_t b = 0; b < picture.batch; b++)
+    for (int64_t c = 0; c < channels; c++) {
+      const auto [centre, inverse] = joined(picture, mean + b * per, squares + b * per, nullptr, c, 1, 0);
+      to[b * channels + c] = centre;
+      to[(picture.batch + b) * channels + c] = (double)picture.positions / (inverse * inverse);
+    }
+  return result;
+}
+
+// x * scale + offset per picture and channel, then SiLU, into y.
+void scaled(const Tensor &x, const Tensor &scale, const Tensor &offset, bool silu, const Tensor &y) {
+  check_picture("scaled", x);
+  check_picture("scaled", y);
+  for (const Tensor &values : {scale, offset})
+    TORCH_CHECK(values.scalar_type() == at::kFloat && values.is_contiguous() &&
+                    values.numel() == x.size(0) * x.size(1),
+                "scaled: scale and offset are float32 [b c]");
+  TORCH_CHECK(x.sizes() == y.sizes(), "scaled: ", x.sizes(), " into ", y.sizes());
+  const bool from = x.scalar_type() == at::kFloat, to = y.scalar_type() == at::kFloat;
+  const auto run = from ? (to ? rescale<float, float> : rescale<float, bfloat16>)
+                        : (to ? rescale<bfloat16, float> : rescale<bfloat16, bfloat16>);
+  run(Picture(x), x, y, scale.const_data_ptr<float>(), offset.const_data_ptr<float>(), silu);
+}
+
+Tensor group_norm(const Tensor &x, int64_t groups, const std::optional<Tensor> &weight,
+                  const std::optional<Tensor> &bias, double eps, bool silu, const std::optional<Tensor> &shift,
+                  std::optional<at::ScalarType> dtype) {
+  check_picture("group_norm", x);
+  const at::ScalarType in = x.scalar_type(), out = dtype.value_or(in);
+  TORCH_CHECK(out == at::kFloat || out == at::kBFloat16, "group_norm: ", out, " is neither float32 nor bfloat16");
+  TORCH_CHECK(groups > 0 && x.size(1) % groups == 0, "group_norm: ", x.size(1), " channels in ", groups, " groups");
+  const auto values = [&](const std::optional<Tensor> &given, int64_t count) {
+    if (!given.has_value()) return Tensor();
+    TORCH_CHECK(given->numel() == count, "group_norm: ", given->numel(), " values for ", count, " channels");
+    return given->to(at::kFloat).contiguous();
+  };
+  const Tensor w = values(weight, x.size(1)), b = values(bias, x.size(1)), s = values(shift, x.size(0) * x.size(1));
+  const auto data = [](const Tensor &t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; };
+  Tensor y = at::empty(x.sizes(), x.options().dtype(out).memory_format(at::MemoryFormat::ChannelsLast));
+  if (y.numel() == 0) return y;
+  const auto run = in == at::kFloat ? (out == at::kFloat ? normalise<float, float> : normalise<float, bfloat16>)
+                                    : (out == at::kFloat ? normalise<bfloat16, float> : normalise<bfloat16, bfloat16>);
+  run(x, y, groups, data(w), data(b), data(s), eps, silu);
+  return y;
+}
+
+std::string instructions() {
+  return has_bf16_pairs() ? "avx2 avx512 avx512_bf16" : has_avx512() ? "avx2 avx512" : has_avx2() ? "avx2" : "";
+}
+
+} // namespace
+
+TORCH_LIBRARY(mezzotint, m) {
+  m.def("instructions() -> str", instructions);
+  m.def("attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor");
+  m.def("attention_by(Tensor q, Tensor k, Tensor v, float scale, bool is_wide) -> Tensor");
+  m.def("attention_by_tiles(Tensor q, Tensor k, Tensor v, float scale) -> Tensor");
+  m.def("group_norm(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? shift, "
+        "ScalarType? dtype) -> Tensor");
+  m.def("moments(Tensor x) -> Tensor");
+  m.def("scaled(Tensor x, Tensor scale, Tensor offset, bool silu, Tensor(a!) y) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(mezzotint, CPU, m) {
+  m.impl("attention", attention);
+  m.impl("attention_by", attention_by);
+  m.impl("attention_by_tiles", attention_by_tiles);
+  m.impl("group_norm", group_norm);
+  m.impl("moments", moments);
+  m.impl("scaled", scaled);
+}

@@ -1,0 +1,293 @@
+"""Operations that torch does far from the hardware's speed, compiled once on the user's machine.
+
+`build` compiles the C++ in `cpp/` against the installed torch, in seconds, into the cache folder, under a name made of
+the torch version, the processor's features and the source: another torch or another machine never loads it. Every
+operation here also works without, more slowly, by torch's own; `available` says which it will be.
+
+Linux on x86-64 only. Which instructions run is decided when the library is called, not when it is compiled: AVX2 or
+AVX-512 for normalisation and float32 attention, AVX-512 with bfloat16 pairs for attention in bfloat16; a processor
+without them never meets them, nor does one that ATEN_CPU_CAPABILITY limits.
+"""
+
+import hashlib
+import logging
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from mezzotint.errors import MezzotintError
+from mezzotint.storage import atomic, cache_folder
+
+SOURCE = Path(__file__).parent / "cpp"
+TIMEOUT_S = 600
+MAX_WIDTH = 512  # of an attention head
+
+_COMMON = ("-O3", "-std=c++20", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+_AVX2 = ("-mavx2", "-mfma")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
+_FINITE = ("-ffinite-math-only", "-fno-signed-zeros")  # minima and maxima as one instruction
+
+_ATTENTION = {torch.bfloat16: "avx512_bf16", torch.float32: "avx2"}  # what it needs in each dtype
+_NORM_DTYPES = {torch.float32, torch.bfloat16}
+
+_log = logging.getLogger(__name__)
+_ops: Any = torch.ops.mezzotint  # Any: torch leaves its operators untyped
+
+
+class Unit(NamedTuple):
+    """A source file and what it is compiled with."""
+
+    source: str
+    flags: tuple[str, ...]
+    needs_torch: bool = False
+
+
+UNITS = (
+    Unit("ops.cpp", ("-O2",), needs_torch=True),
+    Unit("attention_avx512bf16.cpp", (*_AVX512, "-mavx512bf16")),
+    *(
+        Unit(source, (*flags, *_FINITE, f"-DMEZZOTINT_ISA={name}"))
+        for source in ("attention_float32.cpp", "group_norm.cpp")
+        for name, flags in (("avx2", _AVX2), ("avx512", _AVX512))
+    ),
+)
+
+
+def available() -> bool:
+    """Whether the compiled operations are built for this machine; loads them. Says once in the log how to get them."""
+    return bool(instructions())
+
+
+@cache
+def instructions() -> frozenset[str]:
+    """What the compiled operations may use here: "avx2", "avx512", "avx512_bf16"; empty if they are not built."""
+    if not _can_be_built():
+        return frozenset()
+    path = library()
+    if not path.exists():
+        _log.warning("the compiled kernels are not built, torch's own are slower: run `mezzotint doctor --build`")
+        return frozenset()
+    try:
+        if not is_loaded():  # a process can register operators once
+            torch.ops.load_library(path)  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped
+        return frozenset(_ops.instructions().split())
+    except OSError as error:
+        _log.warning("the compiled kernels cannot be loaded, torch's own are slower (%s): %s", error, path)
+        return frozenset()
+
+
+def attends(dtype: torch.dtype) -> bool:
+    """Whether `attention` runs compiled here in this dtype."""
+    return _ATTENTION.get(dtype) in instructions()
+
+
+def is_loaded() -> bool:
+    """Whether this process has the compiled operations, of whichever cache."""
+    return hasattr(_ops, "instructions")
+
+
+def library() -> Path:
+    """Where the compiled operations of this torch, processor and source are, or will be."""
+    features = sorted(name for name, has in torch.cpu.get_capabilities().items() if has is True)
+    told = [torch.__version__, platform.machine(), *features, *(flag for unit in UNITS for flag in unit.flags)]
+    code = b"".join(path.read_bytes() for path in sorted(SOURCE.iterdir()))
+    key = hashlib.sha256("\n".join(told).encode() + code).hexdigest()[:16]
+    return cache_folder() / "kernels" / f"mezzotint-{key}.so"
+
+
+def compiler() -> str | None:
+    """The C++ compiler: CXX, else the first of g++, clang++ and c++ that is installed."""
+    named = os.environ.get("CXX")
+    return shutil.which(named) if named else next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+
+
+def build(*, force: bool = False) -> Path:
+    """Compile the operations, unless they are there already; the path of the library.
+
+    Raises: MezzotintError if this is no Linux on x86-64, there is no compiler, or it fails.
+    """
+    path = library()
+    if path.exists() and not force:
+        return path
+    if not _can_be_built():
+        raise MezzotintError(
+            f"the compiled kernels are for Linux on x86-64 (found {sys.platform} on {platform.machine()}); "
+            "everything works without them, by torch's own"
+        )
+    program = compiler()
+    if program is None:
+        raise MezzotintError(
+            f"no C++ compiler (CXX is {os.environ.get('CXX')!r}; g++, clang++ and c++ are not installed); "
+            "install g++, or go on without: everything works by torch's own kernels"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        objects = [Path(folder) / f"{place}.o" for place in range(len(UNITS))]
+        _run([[program, *_arguments(unit), "-o", str(to)] for unit, to in zip(UNITS, objects, strict=True)])
+        whole = Path(folder) / "whole.so"
+        libraries = Path(torch.__file__).parent / "lib"
+        linked = ["-shared", *map(str, objects), f"-L{libraries}", "-ltorch_cpu", "-lc10", "-fopenmp"]
+        _run([[program, *linked, "-o", str(whole)]])
+        if not whole.exists():
+            raise MezzotintError(f"{program} wrote no library; everything works without, by torch's own kernels")
+        with atomic(path) as file:
+            file.write(whole.read_bytes())
+    instructions.cache_clear()
+    return path
+
+
+def attention(
+    q: Float[Tensor, "b l heads d"],
+    k: Float[Tensor, "b n heads d"],
+    v: Float[Tensor, "b n heads d"],
+    scale: float | None = None,
+) -> Float[Tensor, "b l heads d"]:
+    """softmax(scale * q k^T) v; `scale` None is 1 / sqrt(d). In q's dtype.
+
+    The last dimension is contiguous; the others may have any stride, so slices of a fused [b l 3 heads d] are read in
+    place and the result is the input of the output projection without a copy. Compiled for bfloat16, widths that are
+    multiples of 8, and no gradient; by torch otherwise.
+    """
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if _is_attention_compiled(q, k, v, scale):
+        return _ops.attention(q, k, v, scale)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+
+
+def group_norm(
+    x: Float[Tensor, "b c h w"],
+    groups: int,
+    weight: Float[Tensor, "c"] | None,
+    bias: Float[Tensor, "c"] | None,
+    eps: float,
+    *,
+    silu: bool = False,
+    shift: Float[Tensor, "b c"] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "b c h w"]:
+    """GroupNorm of x + shift, then SiLU if asked; channels_last, statistics in float32, in `dtype` or that of x.
+
+    `shift` is a constant per picture and channel: the time embedding between the convolutions of a ResBlock. Compiled
+    for channels_last x in float32 or bfloat16 and no gradient; by torch otherwise.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    if dtype in _NORM_DTYPES and _is_normalisable(x) and _is_plain(weight, bias, shift):
+        return _ops.group_norm(x, groups, weight, bias, eps, silu, shift, dtype)
+    h = x.float() if shift is None else x.float() + shift.float()[:, :, None, None]
+    h = F.group_norm(h, groups, _float(weight), _float(bias), eps)
+    return (F.silu(h) if silu else h).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def moments(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 b c"]:
+    """Mean, and sum of squared distances from it, of every picture and channel; float64."""
+    if _is_normalisable(x):
+        return _ops.moments(x)
+    return moments_by_torch(x)
+
+
+def moments_by_torch(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 b c"]:
+    """`moments` without anything compiled."""
+    squares, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
+    return torch.stack([mean.double(), squares.double() * (x.shape[2] * x.shape[3])])
+
+
+def scale_into(
+    y: Float[Tensor, "b c h w"],
+    x: Float[Tensor, "b c h w"],
+    scale: Float[Tensor, "b c"],
+    offset: Float[Tensor, "b c"],
+    *,
+    silu: bool,
+) -> None:
+    """Write x * scale + offset, then SiLU if asked, into y: the second half of a GroupNorm. Scale, offset: float32."""
+    if _is_normalisable(x, y, scale, offset):
+        _ops.scaled(x, scale, offset, silu, y)
+    else:
+        scale_into_by_torch(y, x, scale, offset, silu=silu)
+
+
+def scale_into_by_torch(
+    y: Float[Tensor, "b c h w"],
+    x: Float[Tensor, "b c h w"],
+    scale: Float[Tensor, "b c"],
+    offset: Float[Tensor, "b c"],
+    *,
+    silu: bool,
+) -> None:
+    """`scale_into` without anything compiled."""
+    h = torch.addcmul(offset[:, :, None, None], x.float(), scale[:, :, None, None])
+    y.copy_(F.silu(h) if silu else h)
+
+
+def _is_attention_compiled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
+    return (
+        _is_plain(q, k, v)
+        and all(part.dtype == q.dtype and part.stride(-1) == 1 for part in (q, k, v))
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= MAX_WIDTH
+        and k.shape[1] > 0
+        and scale > 0
+        and attends(q.dtype)
+    )
+
+
+def _is_normalisable(x: Tensor, *others: Tensor) -> bool:
+    return (
+        _is_plain(x, *others)
+        and all(map_.dtype in _NORM_DTYPES for map_ in (x, *others))
+        and all(map_.is_contiguous(memory_format=torch.channels_last) for map_ in (x, *others) if map_.ndim == 4)
+        and x.ndim == 4
+        and "avx2" in instructions()
+    )
+
+
+def _is_plain(*tensors: Tensor | None) -> bool:
+    """Whether nothing here is on another device or wants a gradient."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    has_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present)
+    return not has_gradient and all(tensor.device.type == "cpu" for tensor in present)
+
+
+def _float(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float()
+
+
+def _can_be_built() -> bool:
+    return sys.platform == "linux" and platform.machine() in {"x86_64", "AMD64"}
+
+
+def _arguments(unit: Unit) -> list[str]:
+    include = Path(torch.__file__).parent / "include"
+    torch_flags = [f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"] if unit.needs_torch else []
+    return [*_COMMON, *unit.flags, *torch_flags, "-c", str(SOURCE / unit.source)]
+
+
+def _run(commands: list[list[str]]) -> None:
+    """Run the commands beside each other. Raises: MezzotintError with the compiler's first complaint."""
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for command in commands
+    ]
+    outputs: list[str] = []
+    try:
+        outputs += [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+    for process, output, command in zip(processes, outputs, commands, strict=True):
+        if process.returncode:
+            complaints = [line for line in output.splitlines() if "error" in line.lower()] or output.splitlines()
+            first = complaints[0] if complaints else f"it ended with {process.returncode}"
+            raise MezzotintError(f"{command[0]} failed ({first}); everything works without, by torch's own kernels")

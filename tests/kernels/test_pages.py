@@ -1,0 +1,44 @@
+"""Memory is given back only where a file can bring it back."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mezzotint.checkpoints.files import read_state, write_state
+from mezzotint.kernels.pages import give_back
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are given back on Linux only")
+
+
+def layer(weight: Tensor) -> nn.Linear:
+    found = nn.Linear(1, 1, bias=False)
+    found.weight = nn.Parameter(weight, requires_grad=False)
+    return found
+
+
+def test_pages_of_a_file_go_and_come_back(tmp_path: Path, generator: torch.Generator):
+    weight = torch.randn(1024, 1024, generator=generator)
+    write_state(tmp_path / "model.safetensors", {"weight": weight})
+    mapped = layer(read_state(tmp_path / "model.safetensors")["weight"])
+    assert torch.equal(mapped.weight, weight)  # reads every page
+    assert give_back([mapped]) >= 1023 * 4096
+    assert torch.equal(mapped.weight, weight)
+
+
+def test_memory_that_no_file_holds_stays(tmp_path: Path, generator: torch.Generator):
+    weight = torch.randn(1024, 1024, generator=generator)
+    own = layer(weight.clone())
+    assert give_back([own]) == 0
+    assert torch.equal(own.weight, weight)
+
+
+def test_a_page_that_was_written_to_stays(tmp_path: Path, generator: torch.Generator):
+    weight = torch.randn(1024, 1024, generator=generator)
+    write_state(tmp_path / "model.safetensors", {"weight": weight})
+    mapped = layer(read_state(tmp_path / "model.safetensors")["weight"])
+    mapped.weight[500, 500] = 7.0
+    assert give_back([mapped]) == 0
+    assert mapped.weight[500, 500] == 7.0
