@@ -175,18 +175,6 @@ def test_skip_goes_on_with_the_next_picture(system: System) -> None:
     assert crowd.pictures("three") == solo(system, Request(prompt="a", steps=5, seed=1, count=3))[1:]
 
 
-def breaking(error: Exception) -> Any:  # Any: in place of System.decoding
-    """Decoding that fails, as told, for the poisoned size."""
-    whole = System.decoding
-
-    def decoding(self: System, latent: torch.Tensor) -> Any:  # Any: bands
-        if latent.shape[-1] == 8:
-            raise error
-        return (yield from whole(self, latent))
-
-    return decoding
-
-
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
@@ -202,7 +190,14 @@ def test_a_job_that_fails_says_no_more_than_that_and_takes_nothing_with_it(
     poisoned = Request(prompt="p", width=size, height=size, steps=2, seed=1)
     healthy = Request(prompt="h", width=2 * size, height=size, steps=2, seed=1)
     expected = solo(system, healthy)
-    monkeypatch.setattr(System, "decoding", breaking(error))
+    real = System.decoding
+
+    def decoding(self: System, latent: torch.Tensor) -> Any:  # Any: bands
+        if latent.shape[-1] == 8:  # only the poisoned size
+            raise error
+        return (yield from real(self, latent))
+
+    monkeypatch.setattr(System, "decoding", decoding)
     crowd = room(system)
     for name, request in (("a", healthy), ("poisoned", poisoned), ("b", healthy)):
         crowd.make(name, request)
@@ -255,10 +250,9 @@ def test_partial_pictures_are_decoded_at_even_distances(system: System) -> None:
     assert sizes == {(64, 64)}
 
 
-def test_merged_rows_equal_the_solo_run_within_the_stated_tolerance(
-    shelf_folder: Path,
-) -> None:
-    system = load(shelf_folder / "model", dtype="float32")
+def test_merged_rows_equal_the_solo_run_within_the_stated_tolerance(shelf_folder: Path) -> None:
+    """On plain kernels; rows of a network that was made ready for a processor run alone."""
+    system = load(shelf_folder / "model", dtype="float32", kernels="torch")
     crowd = room(system, merge_rows=8)
     calls: list[int] = []
     names = [name for name in mixed() if name.startswith("plain") or name in {"two", "long", "unguided", "wide"}]

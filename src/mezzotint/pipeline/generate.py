@@ -11,6 +11,7 @@ from mezzotint.images import open_image
 from mezzotint.pipeline.drive import Watch, drive
 from mezzotint.pipeline.making import Making, Picture
 from mezzotint.pipeline.request import Progress, Request
+from mezzotint.pipeline.resolve import Resolved
 from mezzotint.pipeline.result import (
     Expectation,
     Result,

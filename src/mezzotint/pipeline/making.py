@@ -13,6 +13,7 @@ from torch import Tensor
 from mezzotint.diffusion.sampling import Rows
 from mezzotint.errors import MezzotintError
 from mezzotint.images import encode
+from mezzotint.kernels.autoencoder import Bands, finished
 from mezzotint.pipeline.condition import Sides, told
 from mezzotint.pipeline.drive import Predictor, Watch
 from mezzotint.pipeline.picture import Studio
@@ -92,13 +93,18 @@ class Making:
         return min(max(before, sum(level.sigma > sigma for level in self.resolved.levels) + 1), self.steps)
 
     def finished(self, i: int, latent: Tensor) -> Picture:
-        """Picture i from its latent.
+        """Picture i from its latent. Raises: MezzotintError, see `finishing`."""
+        return finished(self.finishing(i, latent))
+
+    def finishing(self, i: int, latent: Tensor) -> Bands[Picture]:
+        """`finished` that yields now and then, so that closing it stops there.
 
         Raises: MezzotintError if the latent is not finite: a picture that is black for no reason is not handed out.
         """
         if not latent.isfinite().all():
             raise MezzotintError("the picture came out as NaN: try another sampler, fewer options, or dtype float32")
-        image, model, request = self._studio.finished(latent), self.system.identity(), self.resolved.request
+        image = yield from self._studio.finishing(latent)
+        model, request = self.system.identity(), self.resolved.request
         return Picture(
             image,
             self.seeds[i],

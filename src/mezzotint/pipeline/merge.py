@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.diffusion.sampling import Row
+from mezzotint.models.unet import UNet
 from mezzotint.pipeline.drive import Predictor, evaluated, split
 
 Tree = TypeVar("Tree")
@@ -24,12 +25,17 @@ class Asked(NamedTuple):
     rows: list[Row]
 
 
+def can_merge(asked: Asked) -> bool:
+    """Whether these rows can share a call: one network, run as it is. What is made ready for a processor runs alone."""
+    names = {row.network for row in asked.rows}
+    return len(names) == 1 and isinstance(asked.predict.networks[names.pop()].run, UNet)
+
+
 def kind(asked: Asked) -> Hashable:
     """Equal for pictures whose rows can share a call: same network, sizes and sorts of conditioning."""
-    names = {row.network for row in asked.rows}
-    if len(names) != 1 or any(row.memory is not None for row in asked.rows):
-        return object()  # alone: its rows are two calls anyway, or lean on what their own picture remembers
-    network = asked.predict.networks[names.pop()]
+    if not can_merge(asked):
+        return object()
+    network = asked.predict.networks[asked.rows[0].network]
     prepared = asked.predict.prepared(network, asked.rows)
     shapes: list[tuple[int, ...]] = []
     _mapped([prepared], lambda tensors: shapes.append(tuple(tensors[0].shape[1:])) or tensors[0])

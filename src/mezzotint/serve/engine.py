@@ -1,7 +1,8 @@
 """The process with torch: told over stdin what to make, it tells over stdout how it goes. Nothing else is shared.
 
-Every running job gets turns of one network evaluation (or one decoding); between two turns commands are read, so that a
-cancelled job stops within one step. Which job is next, the batcher decides. A job that fails takes nothing with it.
+Every running job gets turns of one network evaluation (or one band of decoding); between two turns commands are read,
+so that a cancelled job stops within one step. Which job is next, the batcher decides. A job that fails takes nothing
+with it.
 
     python -m mezzotint.serve.engine
 
@@ -27,8 +28,9 @@ from torch import Tensor
 from mezzotint.diffusion.sampling import Row, Rows
 from mezzotint.errors import MezzotintError, RequestError
 from mezzotint.images import to_image
-from mezzotint.pipeline.making import Making
-from mezzotint.pipeline.merge import Asked, kind, merged
+from mezzotint.kernels.autoencoder import Bands
+from mezzotint.pipeline.making import Making, Picture
+from mezzotint.pipeline.merge import Asked, can_merge, kind, merged
 from mezzotint.pipeline.request import ImageRef, Request
 from mezzotint.pipeline.system import System, load
 from mezzotint.serve.batcher import Batcher
@@ -62,6 +64,7 @@ class Job:
     rows: Rows | None = None
     asked: list[Row] | None = None  # None: the latent is done
     latent: Tensor | None = None
+    bands: Bands[Picture] | None = None  # the pixels, while they are decoded
 
     @property
     def total(self) -> int:
@@ -107,13 +110,13 @@ class Engine:
                 log.error("unknown command %r", other)
 
     def turn(self) -> None:
-        """One evaluation, or one decoding, of the job that is next."""
+        """One evaluation, or one band of decoding, of the job that is next."""
         name = self.batcher.turn()
         if name is None:
             return
         began = time.monotonic()
         names = [name]
-        is_merged = 0 < self._rows(name) <= self.merge_rows
+        is_merged = 0 < self._rows(name) <= self.merge_rows and can_merge(self._asked(self.jobs[name]))
         if is_merged:
             names = self.batcher.group(self._kind, self._rows, self.merge_rows)
         jobs = [self.jobs[name] for name in names]
@@ -143,7 +146,7 @@ class Engine:
             self._answer(job, job.making.predict(job.asked))
 
     def _merged(self, jobs: list[Job]) -> None:
-        asked = [Asked(job.making.predict, job.asked) for job in jobs if job.asked]
+        asked = [self._asked(job) for job in jobs]
         for job, x0 in zip(jobs, merged(asked, self.merge_rows), strict=True):
             self._answer(job, x0)
 
@@ -155,7 +158,7 @@ class Engine:
 
     def _next_image(self, job: Job) -> None:
         job.image, job.number, job.step = job.image + 1, job.number + 1, 0
-        job.rows, job.latent = job.making.rows(job.image), None
+        job.rows, job.latent, job.bands = job.making.rows(job.image), None, None
         job.asked = next(job.rows)
 
     def _answer(self, job: Job, x0: list[Tensor]) -> None:
@@ -182,7 +185,13 @@ class Engine:
     def _finish(self, job: Job) -> None:
         """Pixels from the latent, and on to the next picture."""
         assert job.latent is not None
-        picture = job.making.finished(job.image, job.latent)
+        if job.bands is None:
+            job.bands = job.making.finishing(job.image, job.latent)
+        try:
+            next(job.bands)
+            return  # a band of the pixels is one turn
+        except StopIteration as ended:
+            picture, job.bands = ended.value, None
         size = {"width": picture.image.width, "height": picture.image.height}
         self.say({"is": "picture", **job.place(), "seed": picture.seed, **size}, picture.png())
         self._advance(job)
@@ -195,7 +204,7 @@ class Engine:
             self._next_image(job)
             return
         job.making.forget()
-        job.rows, job.asked, job.latent = None, None, None
+        job.rows, job.asked, job.latent, job.bands = None, None, None, None
         job.request, job.image = job.request + 1, -1
         job.number = sum(len(making.seeds) for making in job.makings[: job.request]) - 1
         if job.request == len(job.makings):
@@ -280,7 +289,10 @@ class Engine:
 
     def _kind(self, name: str) -> object:
         job = self.jobs[name]
-        return object() if job.asked is None else kind(Asked(job.making.predict, job.asked))
+        return object() if job.asked is None else kind(self._asked(job))
+
+    def _asked(self, job: Job) -> Asked:
+        return Asked(job.making.predict, job.asked or [])
 
     def _rows(self, name: str) -> int:
         return len(self.jobs[name].asked or ())
