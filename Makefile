@@ -5,7 +5,7 @@
 # pip's words: make TORCH="torch==2.13.0 --index-url ..." with the index of CPU builds.
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
-MODEL ?= $(wildcard src/mezzotint/assets/icons)
+MODEL ?= icons
 PROMPT ?= a red heart, noto emoji
 BIN := .venv/bin
 
@@ -26,7 +26,6 @@ help:  ## list the targets
 	@touch $@
 
 picture: ## write pictures for PROMPT with MODEL (default: the packaged model) into outputs/
-	@test -n "$(MODEL)" || { echo 'no model: there is none in this package yet; name one with: make picture MODEL=path/to/checkpoint'; exit 1; }
 	@$(MAKE) --silent .venv/installed
 	@$(BIN)/mezzotint generate "$(PROMPT)" --model "$(MODEL)" --output outputs
 

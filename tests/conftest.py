@@ -2,6 +2,7 @@
 
 import os
 import socket
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,9 @@ def generator() -> torch.Generator:
 
 @pytest.fixture
 def trained_folder() -> Path:
-    """A small trained Stable Diffusion checkpoint as a diffusers folder, named by MEZZOTINT_ICONS."""
-    path = os.environ.get("MEZZOTINT_ICONS")
-    if not path:
-        pytest.skip("MEZZOTINT_ICONS names no trained checkpoint")
-    return Path(path)
+    """A small trained Stable Diffusion checkpoint as a diffusers folder: the packaged model, or MEZZOTINT_ICONS."""
+    packaged = Path(str(resources.files("mezzotint"))) / "assets" / "icons"
+    return Path(os.environ.get("MEZZOTINT_ICONS", packaged))
 
 
 SKIPS = Path(__file__).parent / "skips.txt"

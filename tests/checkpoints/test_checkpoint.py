@@ -94,10 +94,7 @@ def test_trained_folder_is_read(trained_folder: Path):
     assert found.preset == "sd15"
     assert found.unet
     assert found.unet.source == trained_folder / "unet" / "diffusion_pytorch_model.safetensors"
-    assert found.info["hints"] == {
-        "unet": {"sample_size": 16, "upcast_attention": False},
-        "vae": {"sample_size": 64, "force_upcast": True},
-    }
+    assert found.info["hints"] == {"unet": {"sample_size": 16}, "vae": {"sample_size": 64}}
 
 
 def test_trained_model_survives_a_single_file(trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -109,10 +106,11 @@ def test_trained_model_survives_a_single_file(trained_folder: Path, tmp_path: Pa
     assert found.scheduler == read(trained_folder).scheduler
     (tokenizer,) = found.tokenizers
     assert tokenizer
-    own = "tokenizer/tokenizer.json"
-    assert (tokenizer / "tokenizer.json").read_bytes() == (trained_folder / own).read_bytes()
     save_folder(found, tmp_path / "folder")
-    assert (tmp_path / "folder" / own).read_bytes() == (trained_folder / own).read_bytes()
+    for own in ("vocab.json", "merges.txt"):
+        wanted = (trained_folder / "tokenizer" / own).read_bytes()
+        assert (tokenizer / own).read_bytes() == wanted
+        assert (tmp_path / "folder" / "tokenizer" / own).read_bytes() == wanted
 
 
 def test_optional_parts_may_be_missing(folder: Path):

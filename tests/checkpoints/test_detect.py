@@ -332,10 +332,10 @@ def test_folder_of_another_size_is_known_by_its_structure(preset: str, change: d
 
 def test_small_trained_folder_and_its_parts(trained_folder: Path) -> None:
     found = detect(trained_folder)
-    assert (found.preset, found.variant, found.objective) == ("sd15", "text", "epsilon")
+    assert (found.preset, found.variant, found.objective) == ("sd15", "text", "v_prediction")
     assert found.missing == ()
     told: Any = describe(found)
-    assert told["parts"]["unet"]["parameters"] == 19_894_660
+    assert told["parts"]["unet"]["parameters"] == 19_539_796
     assert detect(trained_folder / "unet").component == "unet"
     assert detect(trained_folder / "vae").title == "autoencoder with latents 4 times smaller"
     assert detect(trained_folder / "text_encoder").title == "text encoder 256 wide"

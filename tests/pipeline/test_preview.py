@@ -8,20 +8,18 @@ import torch
 import torch.nn.functional as F
 
 from mezzotint.images import to_array
-from mezzotint.models.vae import AutoencoderKL, Posterior, VAEConfig
+from mezzotint.models.vae import AutoencoderKL, Posterior
 from mezzotint.pipeline import preview
 from mezzotint.pipeline.preview import drawn, fit_preview, known_preview, previewed, remembered_preview, stated
-from mezzotint.training.network import read_config, read_weights
+from mezzotint.training.inherited import read_autoencoder
 
-PARTS = Path(str(resources.files("mezzotint"))) / "assets" / "icons-parts" / "autoencoder"
+MODEL = Path(str(resources.files("mezzotint"))) / "assets" / "icons"
 
 
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKL:
     """The packaged autoencoder: trained, and small enough."""
-    network = AutoencoderKL(read_config(PARTS, "autoencoder", VAEConfig))
-    read_weights(PARTS, "autoencoder", network)
-    return network.eval().requires_grad_(False)
+    return read_autoencoder(MODEL).eval().requires_grad_(False)
 
 
 def test_the_preview_of_a_picture_looks_like_it(vae: AutoencoderKL):
@@ -38,7 +36,7 @@ def test_the_preview_of_a_picture_looks_like_it(vae: AutoencoderKL):
     assert 1 - (other - small).square().mean() / small.var() < 0.3
 
 
-def test_the_fit_recovers_a_map_that_is_linear():
+def test_the_fit_recovers_a_map_that_is_linear(vae: AutoencoderKL):
     class Linear(AutoencoderKL):
         """Its latents are three channels of the pictures themselves, and noise in none of them."""
 
@@ -48,7 +46,7 @@ def test_the_fit_recovers_a_map_that_is_linear():
             return Posterior(torch.cat([latent, latent[:, :1].square()], dim=1), latent)
 
     exact = torch.tensor([[0.5, 0.5, 0], [1, 0, 0], [0, 0, -1], [0, 0, 0], [-0.25, -0.25, 0]])
-    weights = fit_preview(Linear(read_config(PARTS, "autoencoder", VAEConfig)))
+    weights = fit_preview(Linear(vae.config))
     torch.testing.assert_close(weights, exact, rtol=1e-4, atol=1e-4)
 
 
@@ -71,7 +69,7 @@ def test_weights_are_fitted_once_for_each_autoencoder(
     vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("MEZZOTINT_CACHE", str(tmp_path))
-    files = (PARTS / "autoencoder.safetensors",)
+    files = (MODEL / "vae" / "diffusion_pytorch_model.safetensors",)
     first = remembered_preview(vae, files)
 
     def never(vae: AutoencoderKL) -> torch.Tensor:

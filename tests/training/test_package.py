@@ -197,10 +197,10 @@ def test_packaged_model_is_built_on_like_the_networks_in_it(
 
 
 def test_need_is_the_first_place_that_is_there(runs: Path) -> None:
-    packaged = place_of("package:icons-parts/autoencoder", runs / "unet")
+    packaged = place_of("package:icons-parts/evaluator", runs / "unet")
     assert (packaged / CARD).is_file()
-    assert place_of("../autoencoder | package:icons-parts/autoencoder", runs / "unet") == runs / "autoencoder"
-    assert place_of("../none | package:icons-parts/autoencoder", runs / "unet") == packaged
+    assert place_of("../autoencoder | package:icons-parts/evaluator", runs / "unet") == runs / "autoencoder"
+    assert place_of("../none | package:icons-parts/evaluator", runs / "unet") == packaged
     assert place_of("../none | ../nor", runs / "unet") == runs / "none"
     assert Inputs(data=runs, needs={"autoencoder": packaged}, cache=runs).run("autoencoder") == packaged
 

@@ -205,6 +205,7 @@ def scheduler_of(config: TrainConfig) -> SchedulerConfig:
         prediction_type=diffusion.prediction_type,
         rescale_betas_zero_snr=diffusion.rescale_betas_zero_snr,
         timestep_spacing="trailing",
+        steps_offset=1,  # means nothing when trailing; without it diffusers warns
         clip_sample=False,
     )
 
