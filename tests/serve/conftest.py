@@ -45,15 +45,20 @@ def shelf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def system(shelf_folder: Path) -> System:
-    """The model that `served` serves, in this process; named as pictures of the server name it."""
-    loaded = load(shelf_folder / "model")
-    loaded.place = replace_place(loaded)
+    """A model with the kernels that this processor likes best."""
+    return named(load(shelf_folder / "model"))
+
+
+@pytest.fixture(scope="session")
+def plain(shelf_folder: Path) -> System:
+    """The model that `served` serves, in this process: with the kernels that every machine has."""
+    return named(load(shelf_folder / "model", kernels="torch"))
+
+
+def named(loaded: System) -> System:
+    """The model, called as pictures of the server call it."""
+    loaded.place = loaded.place._replace(source="model", name="model")
     return loaded
-
-
-def replace_place(loaded: System) -> Any:  # Any: a Place
-    """Where the model is, as the server's records tell it."""
-    return loaded.place._replace(source="model", name="model")
 
 
 @dataclass
@@ -108,7 +113,12 @@ def start(folder: Path, gallery: Path, *more: str, model: str = "model") -> Serv
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MEZZOTINT_CACHE": str(gallery.parent / "cache")},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "MEZZOTINT_KERNELS": "torch",
+            "MEZZOTINT_CACHE": str(gallery.parent / "cache"),
+        },
     )
     assert process.stdout is not None
     first = process.stdout.readline()

@@ -71,38 +71,59 @@ async def storm(address: str, rate: float, seconds: float) -> Heard:
     return heard
 
 
-def overloaded(sleeping: Sleeper, *, service: float, room: int, seconds: float, slack: float) -> Heard:
-    """Ten times as much as can be done (G15); `slack` multiplies the times that a machine of our own must keep."""
+def overloaded(sleeping: Sleeper, *, service: float, room: int, seconds: float) -> tuple[Heard, int]:
+    """Ten times as much as can be done; what clients saw, and the most jobs that any accepted one waited for.
+
+    Waiting is counted in jobs that ended in between, not in seconds: that holds on a busy machine, too.
+    """
+    queue, order = sleeping.hub.queue, list[tuple[str, str]]()
+    offer, leave = queue.offer, queue.leave
+
+    def offered(job: str, cost: float, client: str, now: float) -> None:
+        offer(job, cost, client, now)
+        order.append(("in", job))
+
+    def left(job: str) -> None:
+        order.append(("out", job))
+        leave(job)
+
+    queue.offer, queue.leave = offered, left
     heard = asyncio.run(storm(sleeping.address, 10 / service, seconds))
     assert not heard.broken, heard.broken[:5]
     assert heard.accepted
     assert heard.refused
     assert all(value >= 1 for value in heard.retry_after)
-    bound = 1.2 * (room + 1) * service
-    assert at(heard.accepted, 0.99) <= bound * slack, (at(heard.accepted, 0.99), bound)
-    assert at(heard.refused, 0.99) <= 0.1 * slack, at(heard.refused, 0.99)
-    assert at(heard.health, 0.99) <= 0.1 * slack, at(heard.health, 0.99)
-    return heard
+    places = {item: place for place, item in enumerate(order)}
+    ends = [place for place, (what, _) in enumerate(order) if what == "out"]
+    waits = [
+        sum(places["in", job] < end < places["out", job] for end in ends)
+        for what, job in order
+        if what == "in" and ("out", job) in places
+    ]
+    assert len(waits) == len(heard.accepted)
+    return heard, max(waits)
 
 
-def test_at_ten_times_the_capacity_what_is_taken_keeps_its_time(sleeper: Sleepers) -> None:
-    """In small, on a machine that does other things too: the times may be three times as long, the arithmetic not."""
-    service, room = 0.1, 8
-    sleeping = sleeper(service=service, queue=room)
-    heard = overloaded(sleeping, service=service, room=room, seconds=3, slack=3)
-    assert len(heard.accepted) <= room + 3.5 / service + 8
-    assert len(heard.accepted) + len(heard.refused) == 300
-    until_true(lambda: sleeping.hub.queue.held == 0, "it is back to normal", 2 * (room + 1) * service * 3)
+def test_at_ten_times_the_capacity_no_accepted_job_waits_for_more_than_the_queue_holds(sleeper: Sleepers) -> None:
+    sleeping = sleeper(service=0.1, queue=8)
+    heard, most = overloaded(sleeping, service=0.1, room=8, seconds=2)
+    assert most <= 8
+    assert len(heard.accepted) + len(heard.refused) == 200
+    until_true(lambda: sleeping.hub.queue.held == 0, "it is back to normal")
     assert not sleeping.hub.jobs
 
 
 @pytest.mark.slow
 def test_a_minute_at_ten_times_the_capacity(sleeper: Sleepers) -> None:
-    """G15 as it is written: 50 ms, 32 places, 60 s. Run it on a machine that does nothing else."""
+    """G15 as it is written: 50 ms, 32 places, 60 s. Only for a machine that does nothing else."""
     service, room = 0.05, 32
     sleeping = sleeper(service=service, queue=room)
     before = psutil.Process().memory_info().rss
-    heard = overloaded(sleeping, service=service, room=room, seconds=60, slack=1)
+    heard, most = overloaded(sleeping, service=service, room=room, seconds=60)
+    assert most <= room
+    assert at(heard.accepted, 0.99) <= 1.2 * (room + 1) * service, at(heard.accepted, 0.99)
+    assert at(heard.refused, 0.99) <= 0.1, at(heard.refused, 0.99)
+    assert at(heard.health, 0.99) <= 0.1, at(heard.health, 0.99)
     assert len(heard.accepted) >= 0.9 * 60 / service, "goodput"
     assert psutil.Process().memory_info().rss <= before * 1.1 + (1 << 25)  # this process holds the clients, too
     until_true(lambda: sleeping.hub.queue.held == 0, "it is back to normal", 2 * (room + 1) * service)
@@ -110,11 +131,11 @@ def test_a_minute_at_ten_times_the_capacity(sleeper: Sleepers) -> None:
     print(f"refused {len(heard.refused)}, p99 {at(heard.refused, 0.99):.3f} s; health {at(heard.health, 0.99):.3f} s")
 
 
-def test_a_queue_without_bounds_would_be_seen(sleeper: Sleepers) -> None:
-    """The mutant: everything is taken, and what is taken last waits for all of it."""
-    sleeping = sleeper(service=0.1, queue=10**6)
-    with pytest.raises(AssertionError):
-        overloaded(sleeping, service=0.1, room=4, seconds=0.4, slack=1)
+def test_a_queue_that_holds_more_than_it_says_would_be_seen(sleeper: Sleepers) -> None:
+    """The mutant: three times as much is taken."""
+    sleeping = sleeper(service=0.1, queue=24)
+    _, most = overloaded(sleeping, service=0.1, room=8, seconds=1)
+    assert most > 8
 
 
 def test_a_small_job_does_not_wait_behind_large_ones(sleeper: Sleepers) -> None:

@@ -22,7 +22,7 @@ from serve.conftest import Served, Sleepers, events, finished, made, until_true
 PHOTO = encode(Image.linear_gradient("L").resize((64, 64)).convert("RGB"))
 
 
-def test_a_job_from_queue_to_picture(client: httpx.Client, system: System) -> None:
+def test_a_job_from_queue_to_picture(client: httpx.Client, plain: System) -> None:
     answer = client.post("/api/v1/jobs", json={"request": {"prompt": "a red fox", "steps": 3, "seed": 1, "count": 2}})
     assert answer.status_code == 202
     job = answer.json()
@@ -34,7 +34,7 @@ def test_a_job_from_queue_to_picture(client: httpx.Client, system: System) -> No
     assert {"started", "image", "done"} <= set(kinds)
     images = [data for _, kind, data in seen if kind == "image"]
     assert [(one["image"], one["number"], one["seed"]) for one in images] == [(0, 0, 1), (1, 1, 2)]
-    solo = generate(system, Request(prompt="a red fox", steps=3, seed=1, count=2))
+    solo = generate(plain, Request(prompt="a red fox", steps=3, seed=1, count=2))
     for i, one in enumerate(images):
         file = client.get(one["url"])
         assert file.headers["content-type"] == "image/png"

@@ -65,6 +65,7 @@ class Works:
         self._loading: str | None = None
         self._is_up = False  # whether the engine has said hello
         self._failures = 0
+        self._kernels: dict[str, object] = {}  # by model: what was chosen when it was loaded first
         self._news = asyncio.Event()
 
     async def on_disk(self, work: Callable[[], T]) -> T:
@@ -243,7 +244,8 @@ class Works:
         self._loading = entry.id
         if self.state != "draining":
             self._turn("loading")
-        head = {"do": "load", "model": entry.id, "path": entry.path, "name": entry.name}
+        head: dict[str, object] = {"do": "load", "model": entry.id, "path": entry.path, "name": entry.name}
+        head |= {"kernels": self._kernels.get(entry.id)}
         await self.link.tell({**head, "dtype": self.settings.dtype, "device": self.settings.device})
 
     async def _loaded(self, head: dict[str, Any]) -> None:  # Any: JSON
@@ -251,6 +253,7 @@ class Works:
         entry = self.shelf.find(head["model"])
         told = {key: head[key] for key in ("preset", "title", "dtype", "device", "needs", "defaults", "room")}
         self.model = {"id": head["model"], "name": entry.name if entry else "?", **told}
+        self._kernels[head["model"]] = head.get("kernels")
         self.defaults = Defaults(**{key: value for key, value in head["defaults"].items() if key != "spacing"})
         self.queue.capacity = self.settings.queue * cost(Request(), self.defaults)
         self.metrics.loaded(self.model)
