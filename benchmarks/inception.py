@@ -24,6 +24,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -61,7 +62,7 @@ def theirs() -> Callable[[Tensor], Tensor]:
     import_torchvision()
     module = import_module("torch_fidelity.feature_extractor_inceptionv3")
     shapes: dict[str, tuple[int, ...]] = {}
-    file = Path(f"/tmp/mezzotint-bench-{os.getpid()}.pth")
+    file = Path(tempfile.gettempdir()) / f"mezzotint-bench-{os.getpid()}.pth"
     load = torch.nn.Module.load_state_dict
     torch.save({}, file)
     try:
