@@ -237,13 +237,14 @@ def test_everything_works_without_a_compiler(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ):
-    """And says so once."""
+    """And says so once, not in every process."""
     monkeypatch.setenv("MEZZOTINT_CACHE", str(tmp_path))
     native.instructions.cache_clear()
     q, k, v = drawn((1, 20, 30, 2, 40), generator)
     x = picture(generator)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
+            native.instructions.cache_clear()  # as another process would begin
             assert not native.available()
             assert relative(native.attention(q, k, v), defined(q, k, v, 40**-0.5)) < BFLOAT16
             actual = native.group_norm(x, 6, None, None, 1e-5, silu=True)

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +71,16 @@ def available() -> bool:
     return bool(instructions())
 
 
+def _say_once(missing: Path) -> None:
+    """Warn that there is no library, the first time on this machine."""
+    said = missing.with_suffix(".missed")
+    level = logging.DEBUG if said.exists() else logging.WARNING
+    _log.log(level, "the compiled kernels are not built, torch's own are slower: run `mezzotint doctor --build`")
+    with suppress(OSError):  # a read-only cache is told every time
+        said.parent.mkdir(parents=True, exist_ok=True)
+        said.touch()
+
+
 @cache
 def instructions() -> frozenset[str]:
     """What the compiled operations may use here: "avx2", "avx512", "avx512_bf16"; empty if they are not built."""
@@ -77,7 +88,7 @@ def instructions() -> frozenset[str]:
         return frozenset()
     path = library()
     if not path.exists():
-        _log.warning("the compiled kernels are not built, torch's own are slower: run `mezzotint doctor --build`")
+        _say_once(path)
         return frozenset()
     try:
         if not is_loaded():  # a process can register operators once
