@@ -20,10 +20,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image, ImageDraw
 
 from mezzotint.data.drawing import encoded
 from mezzotint.training import state
+from mezzotint.training.config import packaged
 
 KILLS, IN_SAVES = 100, 30
 STEPS, SAVES, VALIDATES = 60, 2, 5
@@ -68,6 +70,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")  # without types
     for name, part in (("train", rows[:-2]), ("heldout", rows[-2:])):
         parquet.write_table(arrow.Table.from_pylist(part), folder / f"{name}.parquet")
+    recipe: dict[str, Any] = yaml.safe_load(packaged()["icons-unet"])
+    recipe |= recipe.pop("stages")[-1]  # one stage: what a bug does to the one before is averaged away in the next
+    (folder / "unet.yaml").write_text(yaml.safe_dump(recipe))
     for part in ("autoencoder", "clip"):
         assert life(folder, part, part) == 0
     assert life(folder, "unet", "whole") == 0
@@ -79,7 +84,7 @@ def life(runs: Path, part: str, name: str, death: str = "", bug: str = "", proce
     changes = [word for change in SMALL[part] for word in ("--set", change)]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     program = [sys.executable, *torchrun, str(Path(__file__).with_name("killed.py"))]
-    command = [*program, "train", f"icons-{part}", "--data", "."]
+    command = [*program, "train", "unet.yaml" if part == "unet" else f"icons-{part}", "--data", "."]
     told = {
         "MEZZOTINT_DEATH": death,
         "MEZZOTINT_BUG": bug,
