@@ -147,7 +147,7 @@ def test_foreign_pictures_become_requests(client: httpx.Client, golden: Path) ->
     ours = made(client, prompt="a fox", steps=1, seed=2)
     file = client.get(ours["images"][0]["url"]).content
     told = client.post("/api/v1/inspect", content=file, headers=headers).json()
-    assert (told["source"], told["model"]) == ("mezzotint", "model")
+    assert (told["source"], told["model"]) == ("mezzotint", "icons")
     assert told["request"]["seed"] == 2
     nothing = client.post("/api/v1/inspect", content=PHOTO, headers=headers).json()
     assert (nothing["source"], nothing["request"]) == (None, None)
@@ -156,7 +156,7 @@ def test_foreign_pictures_become_requests(client: httpx.Client, golden: Path) ->
 def test_models_are_listed_and_inspected(client: httpx.Client) -> None:
     told = client.get("/api/v1/models").json()
     by_name = {one["name"]: one for one in told["models"]}
-    assert by_name["model"]["is_current"]
+    assert by_name["icons"]["is_current"]
     assert by_name["unclip"]["bytes"] > 1000
     details = client.get(f"/api/v1/models/{by_name['unclip']['id']}").json()
     assert details["preset"].startswith("sd2-unclip")
