@@ -21,11 +21,13 @@ from schemathesis.checks import not_a_server_error  # pyright: ignore[reportUnkn
 from serve.conftest import Served, made, recorded, start, until_true
 from serve.hostile import message, requests
 
+OPTIONS = ("--max-pixels", "6400", "--allow-host", "pictures.example")
+
 
 @pytest.fixture(scope="module")
 def served(shelf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A real server of its own, which makes only small pictures: what is asked for by mistake must not take hours."""
-    served = start(shelf_folder, tmp_path_factory.mktemp("hostile") / "gallery", "--max-pixels", "6400")
+    served = start(shelf_folder, tmp_path_factory.mktemp("hostile") / "gallery", *OPTIONS)
     try:
         served.ready()
         yield served
@@ -160,6 +162,17 @@ def test_pages_of_other_sites_and_rebound_names_are_refused(served: Served, line
         sent = message(method, path, host or host_of(served), body, *([line] if line else []))
         answer = exchanged(served, sent, is_half=False)
         assert answer.startswith(b"HTTP/1.1 403"), (method, path, answer[:200])
+
+
+def test_behind_a_proxy_links_lead_through_it(served: Served) -> None:
+    """A proxy with TLS on this machine: its name was allowed, and it says how it was asked."""
+    headers = {"host": "pictures.example", "x-forwarded-for": "192.0.2.1", "x-forwarded-proto": "https"}
+    body = {"prompt": "x", "steps": 1, "response_format": "url", "size": "64x64"}
+    with served.client() as client:
+        answer = client.post("/v1/images/generations", json=body, headers=headers)
+        assert answer.json()["data"][0]["url"].startswith("https://pictures.example/v1/files/p_"), answer.text
+        page = {**headers, "origin": "https://pictures.example", "sec-fetch-site": "same-origin"}
+        assert client.get("/api/v1/server", headers=page).status_code == 200
 
 
 def test_the_page_itself_is_not_refused(served: Served) -> None:

@@ -214,6 +214,28 @@ def test_a_wrong_request_is_a_problem_in_words(client: httpx.Client, body: dict[
     assert problem["request_id"] == answer.headers["x-request-id"]
 
 
+UNREADABLE: list[tuple[str, bytes, int, str]] = [
+    ("application/x-www-form-urlencoded", b'{"request":{}}', 415, "with 'Content-Type: application/json' only (found"),
+    ("", b'{"request":{}}', 415, "(found 'none')"),
+    ("application/json", b"{a", 400, "the body is not JSON: Expecting property name"),
+    ("application/json", b"[1]", 400, "the body must be an object"),
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "status", "words"), UNREADABLE, ids=str)
+@pytest.mark.parametrize("path", ["/api/v1/jobs", "/v1/images/generations", "/sdapi/v1/txt2img", "/hf/text-to-image"])
+def test_a_body_that_cannot_be_read_is_told_what_it_lacks(
+    client: httpx.Client, path: str, kind: str, body: bytes, status: int, words: str
+) -> None:
+    """What curl sends when nobody thinks of its headers, first of all."""
+    answer = client.post(path, content=body, headers={"content-type": kind} if kind else {})
+    assert (answer.status_code, words in answer.text) == (status, True), answer.text
+
+
+def test_a_path_that_is_not_there_is_told_where_to_look(client: httpx.Client) -> None:
+    assert "GET /openapi.json lists" in client.get("/v1/nothing").json()["error"]["message"]
+
+
 def test_what_only_the_model_can_refuse_fails_the_job_in_words(client: httpx.Client) -> None:
     upload = client.post("/api/v1/uploads", content=PHOTO, headers={"content-type": "image/png"}).json()["id"]
     job = made(client, reference={"upload": upload})

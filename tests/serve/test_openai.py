@@ -162,7 +162,7 @@ def test_models(api: openai.OpenAI) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], type[openai.APIStatusError], str]] = [  # Any: theirs
-    ({"model": "nothing"}, openai.NotFoundError, "the model 'nothing' does not exist"),
+    ({"model": "nothing"}, openai.NotFoundError, "the model 'nothing' does not exist; one of: icons"),
     ({"size": "65x64"}, openai.BadRequestError, "width 65: must be a multiple of 8"),
     ({"size": "64000x64"}, openai.BadRequestError, "width"),
     ({"size": "huge"}, openai.BadRequestError, "size"),
