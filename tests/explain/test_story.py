@@ -108,7 +108,7 @@ def test_guidance_mixes_anew_what_the_sampler_was_told(tiny: System) -> None:
     """At the scale that was asked for, the slider's picture is the step's own answer."""
     for rescale in (0.0, 0.7):
         request = Request(prompt="a red fox", steps=3, seed=2, guidance=5.0, sampler="euler", guidance_rescale=rescale)
-        scene = made(tiny, request).scene
+        scene = made(tiny, request)[0]
         for moment in scene.moments:
             assert torch.equal(mixture(scene, moment, 5.0), moment.answer)
             assert torch.equal(mixture(scene, moment, 1.0), moment.x0["conditional"])
@@ -116,13 +116,13 @@ def test_guidance_mixes_anew_what_the_sampler_was_told(tiny: System) -> None:
 
 
 def test_the_first_moment_starts_from_the_seed(tiny: System) -> None:
-    scene = made(tiny, Request(prompt="a fox", steps=2, seed=9)).scene
+    scene = made(tiny, Request(prompt="a fox", steps=2, seed=9))[0]
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(9))
     assert torch.equal(scene.moments[0].query.x, scene.resolved.plan.initial_scale * noise)
 
 
 def test_steps_are_chosen_when_there_are_many(tiny: System) -> None:
-    scene = made(tiny, Request(prompt="a fox", steps=40, seed=1)).scene
+    scene = made(tiny, Request(prompt="a fox", steps=40, seed=1))[0]
     steps = sorted(scene.watching.moments)
     assert len(steps) == FRAMES
     assert (steps[0], steps[-1]) == (0, len(scene.resolved.levels) - 2)
