@@ -1,6 +1,6 @@
 """What a story is made of: sections of blocks, plain data that page, JSON and notebook share.
 
-Each function here makes one kind of block; `assets/story.js` has a function of the same name that draws it. Pictures
+Each function here makes one kind of block; `web/story.js` has a function of the same name that draws it. Pictures
 are data URIs, maps are bytes in base64 with the range that 0 … 255 stand for: a page needs nothing from outside.
 """
 

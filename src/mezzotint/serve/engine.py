@@ -320,8 +320,9 @@ class Engine:
         self._end(job, "failed", code=code, detail=detail)
 
     def _end(self, job: Job, how: str, **told: object) -> None:
-        if job.rows is not None:
-            job.rows.close()
+        for running in (job.rows, job.bands, job.telling):
+            if running is not None:
+                running.close()
         self.batcher.remove(job.id)
         if self.jobs.pop(job.id, None) is None and job.ending is not None:
             return  # said already

@@ -1,5 +1,7 @@
-// Draws a story: one function for each kind of block. No library, nothing loaded; texts are always set as text.
-"use strict";
+/**
+ * Draws a story: one function for each kind of block. No library, nothing loaded; texts are always set as text.
+ * The page of `mezzotint explain` holds a copy of this file, the server's page imports it.
+ */
 
 const HEAT = [[9, 7, 30], [72, 20, 104], [170, 44, 92], [237, 105, 37], [251, 210, 90], [252, 255, 220]];
 const WORD_HUES = [210, 28, 130, 330, 265, 50, 180, 0, 90, 300];
@@ -8,6 +10,7 @@ function h(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name === "class") node.className = value;
+    else if (name === "style") node.style.cssText = value ?? ""; // as an attribute, the server's policy forbids it
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value);
   }
@@ -41,9 +44,8 @@ function bytes(block) {
   return found;
 }
 
-function wide(most = 720) {
-  return Math.max(300, Math.min(most, document.documentElement.clientWidth - 56));
-}
+let room = 720; // CSS pixels that a plot may take
+
 
 function heading(text) {
   return text ? h("h3", {}, text) : null;
@@ -109,7 +111,7 @@ const blocks = {
   },
 
   histogram: (block) => {
-    const width = wide(), height = 190, bins = block.density.length, top = Math.max(0.45, ...block.density) * 1.05;
+    const width = room, height = 190, bins = block.density.length, top = Math.max(0.45, ...block.density) * 1.05;
     const x = (value) => ((value + block.reach) / (2 * block.reach)) * width;
     const y = (value) => height - 22 - (value / top) * (height - 30);
     const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "plot", role: "img", "aria-label": block.title });
@@ -237,7 +239,7 @@ function ticksOf(low, high, isLog) {
 }
 
 function curvesOf(block) {
-  const width = wide(), height = width < 480 ? 240 : 280, left = 46, bottom = 36, top = 10, right = 12;
+  const width = room, height = width < 480 ? 240 : 280, left = 46, bottom = 36, top = 10, right = 12;
   const plain = block.lines.filter((line) => !line.dots || !block.chosen);
   const options = block.chosen ? block.lines.filter((line) => line.dots) : [];
   const all = block.lines.flatMap((line) => line.points);
@@ -498,7 +500,9 @@ function sectionOf(section, number) {
       code.length ? h("details", { class: "fold", open: section.id === "code" ? "" : null }, h("summary", {}, lines === 1 ? "The line that did this" : `The ${lines} lines that did this`), code) : null));
 }
 
-function renderStory(root, story) {
+/** Fill `root` with a story as data. */
+export function renderStory(root, story) {
+  room = Math.max(300, Math.min(720, root.clientWidth - 56));
   const flow = h("nav", { class: "flow", "aria-label": "sections" }, story.sections.map((section, i) =>
     h("a", { href: `#${section.id}` }, h("span", { class: "count" }, String(i + 1)), section.title)));
   const known = new Set(story.sections.map((section) => section.id));
@@ -513,5 +517,3 @@ function renderStory(root, story) {
     ...story.sections.map((section, i) => sectionOf(section, i + 1))];
   root.replaceChildren(...parts.filter(Boolean));
 }
-
-renderStory(document.getElementById("story"), JSON.parse(document.getElementById("data").textContent));
