@@ -78,7 +78,7 @@ def judged_section(scene: Scene) -> Telling[Section | None]:
         title="Does it match the words?",
         lead="Another CLIP, which had no part in making this picture, turns pictures and texts into arrows; the "
         "more two arrows point the same way, the better they match. CLIP score of this picture and its prompt: "
-        f"{score:.3f}.",
+        f"{score:.3f}, of at most {WEIGHT:g}. Texts about something else are there to compare with.",
         formula="CLIP score = w * max(cos(picture, text), 0),   w = 2.5",
         shapes=(f"pictures [{len(looks)} {features.shape[1]}]", f"texts [{len(texts)} {features.shape[1]}]"),
         ms=ms,

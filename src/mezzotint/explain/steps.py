@@ -348,8 +348,8 @@ def guidance_section(scene: Scene) -> Telling[Section]:
     looks = yield from scene.looks(mixture(scene, moment, s) for s in scales)
     mixed = [picture(look, f"scale {s:g}") for look, s in zip(looks, scales, strict=True)]
     blocks.append(slider(mixed, f"The estimate at sigma {moment.query.sigma:.2f} with other scales", "guidance scale"))
-    blocks.append(text("The slider mixes the two answers of this one step anew. To see whole pictures made with two "
-                       "scales, use --compare guidance=1 guidance=7.5."))  # fmt: skip
+    said = "The slider mixes the two answers of this one step anew. Whole pictures made with two scales are shown by "
+    blocks.append(text(f"{said}mezzotint explain … --compare guidance=1 guidance=7.5."))
     x = both[0].query.x
     return Section(
         id="guidance",

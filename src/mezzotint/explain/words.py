@@ -132,11 +132,21 @@ def numbers_section(system: "System", request: Request, found: Read, told: Condi
         names = told_apart(found.words)
         alike = unit @ unit.T
         low = min(0.9, float(alike.min()))
-        blocks.append(matrix(names, names, alike, "How alike the words have become (cosine)", low=low))
+        blocks.append(
+            matrix(
+                names,
+                names,
+                alike,
+                "How alike the words have become (cosine: 1 is the same, 0 nothing in common)",
+                low=low,
+            )
+        )
         changes = _without_each(system, request, found)
         if changes:
             items = [(word, change, f"{change:.3f}") for word, change in zip(names, changes, strict=False)]
-            blocks.append(bars(items, "How much the whole prompt changes when one word is left out (1 - cosine)"))
+            blocks.append(
+                bars(items, "How much the whole prompt changes when one word is left out (1 - cosine: 0 is not at all)")
+            )
     shapes = [f"context {sizes(context)}"]
     vector = told.vector
     if vector is not None:

@@ -43,7 +43,7 @@ export class Create extends View {
     if (store.isBusy(this.place) || this.lack) return;
     try {
       await store.run(this.place, [this.request], this.how);
-      if (matchMedia("(max-width: 60rem)").matches) this.querySelector("mz-stage").scrollIntoView({ behavior: "smooth" });
+      if (matchMedia("(max-width: 60rem)").matches) this.querySelector(".result").scrollIntoView({ behavior: "smooth" });
     } catch (error) {
       store.say(error.message, "error");
     }
