@@ -48,7 +48,7 @@ def test_a_job_from_queue_to_picture(client: httpx.Client, plain: System) -> Non
 
 
 def test_a_job_that_is_explained_gives_the_same_picture_and_its_story(client: httpx.Client, plain: System) -> None:
-    wish = {"prompt": "a red fox", "steps": 3, "seed": 1}
+    wish: dict[str, Any] = {"prompt": "a red fox", "steps": 3, "seed": 1}  # Any: any field
     answer = client.post("/api/v1/jobs", json={"request": wish, "explain": True})
     assert answer.status_code == 202, answer.text
     job = finished(client, answer.json()["id"])
@@ -73,7 +73,8 @@ def _comparable(story: Any) -> Any:  # Any: JSON
 
 
 def test_a_story_is_of_one_picture_and_others_have_none(client: httpx.Client) -> None:
-    for body in ({"request": {"count": 2}}, {"requests": [{}, {}]}):
+    bodies: list[dict[str, Any]] = [{"request": {"count": 2}}, {"requests": [{}, {}]}]  # Any: JSON
+    for body in bodies:
         refused = client.post("/api/v1/jobs", json={**body, "explain": True})
         assert refused.status_code == 400
         assert "one picture is explained at a time" in refused.json()["detail"]
