@@ -27,7 +27,7 @@ Telling = Generator[None, None, R]
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 15  # of code that a section quotes
 JPEG_ABOVE = 160  # pixels of a side
-MOST_SIDE = 768  # pixels of a side of any picture
+MOST_SIDE = 512  # pixels of a side of any picture
 MOST_DOTS = 64  # of pictures whose dots are places of a latent, where they are shown small
 REACH = 3.0  # deviations that pictures of latents reach
 HEAT = ((9, 7, 30), (72, 20, 104), (170, 44, 92), (237, 105, 37), (251, 210, 90), (252, 255, 220))
@@ -183,12 +183,12 @@ def dots(image: Image.Image) -> Image.Image:
     return image.resize((-(-image.width // step), -(-image.height // step)), Image.Resampling.NEAREST)
 
 
-def uri(image: Image.Image) -> str:
-    """The picture as a data URI: exact when it is small, JPEG when it is large, shrunk to MOST_SIDE."""
+def uri(image: Image.Image, most: int = MOST_SIDE) -> str:
+    """The picture as a data URI: exact when small, JPEG when large; shrunk until no side has more pixels than that."""
     held = io.BytesIO()
-    if max(image.size) > MOST_SIDE:
+    if max(image.size) > most:
         image = image.copy()
-        image.thumbnail((MOST_SIDE, MOST_SIDE))
+        image.thumbnail((most, most))
     if max(image.size) <= JPEG_ABOVE:
         image.save(held, "PNG", optimize=True)
         kind = "png"

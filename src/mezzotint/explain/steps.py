@@ -19,6 +19,8 @@ from mezzotint.diffusion.spacing import SPACINGS
 from mezzotint.errors import MezzotintError
 from mezzotint.explain.attention import Maps, probabilities
 from mezzotint.explain.blocks import (
+    MOST_DOTS,
+    MOST_SIDE,
     Block,
     Section,
     Telling,
@@ -207,7 +209,7 @@ def steps_section(scene: Scene) -> Telling[Section]:
             "t": round(moment.query.t, 1),
             "ms": round(1000 * watching.seconds[step], 1),
             "x": uri(noisy if scene.is_decoded else dots(noisy)),
-            "x0": uri(expected),
+            "x0": uri(expected, MOST_SIDE if scene.is_decoded else 2 * MOST_DOTS),
             "noise": uri(dots(three(((x - moment.answer) / max(sigma, 1e-6))[0]))),
         }
         conditional = moment.x0.get("conditional")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple  # Any: JSON, and the fields o
 from PIL import Image
 
 from mezzotint.explain.attention import FullMaps, Maps, Shape
-from mezzotint.explain.blocks import Block, Section, Telling, dots, three, uri
+from mezzotint.explain.blocks import MOST_DOTS, Block, Section, Telling, dots, three, uri
 from mezzotint.explain.judge import judged_section
 from mezzotint.explain.latent import latent_section
 from mezzotint.explain.page import page, shown_in_notebook
@@ -158,14 +158,10 @@ def telling(scene: Scene) -> Telling[Story]:
     guidance = yield from guidance_section(scene)
     latent = yield from latent_section(scene)
     judged = yield from judged_section(scene)
-    maps_ms = 1000 * (watching.maps.seconds if watching.maps is not None else 0.0)
-    parts = [
-        ("text towers", numbers.ms or 0.0),
-        ("U-Net", steps.ms or 0.0),
-        ("decoder", latent.ms or 0.0),
-        ("looking on (only here)", maps_ms),
-    ]
-    parts.insert(3, ("everything else", max(0.0, scene.ms - sum(ms for _, ms in parts))))
+    looking = ("looking on (only here)", 1000 * (watching.maps.seconds if watching.maps is not None else 0.0))
+    known = [("text towers", numbers.ms or 0.0), ("U-Net", steps.ms or 0.0), ("decoder", latent.ms or 0.0)]
+    rest = scene.ms - sum(ms for _, ms in [*known, looking])
+    parts = [*known, ("everything else", max(0.0, rest)), looking]
     told = [first, numbers, noise_section(scene), schedule_section(scene), steps, guidance, latent]
     sections = [*told, *([judged] if judged is not None else []), code_section(scene, parts)]
     return Story(
@@ -196,6 +192,6 @@ def _flow(scene: Scene, found: Read) -> Block:
         "guidance": request.guidance,
         "shape": " × ".join(map(str, latent.shape[1:])),
         "latent": uri(dots(three(latent[0]))),
-        "picture": uri(scene.image),
+        "picture": uri(scene.image, 2 * MOST_DOTS),
         "size": f"{request.width} × {request.height}",
     }
