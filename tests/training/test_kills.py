@@ -1,7 +1,8 @@
 """The real `mezzotint train` on the recipes of the icons, killed a hundred times: nothing lost, not a bit different.
 
 Small networks and drawn pictures, otherwise everything that a run can have: latents cached by bucket, dropped text, two
-micro-batches a step, both kinds of average, validation and export due, kernels compiled. MEZZOTINT_RESULTS names a folder for kills.json.
+micro-batches a step, both kinds of average, validation and export due, compiled kernels. MEZZOTINT_RESULTS names a
+folder for kills.json.
 """
 
 import hashlib
