@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mezzotint.explain.blocks import without_times
+from mezzotint.explain.story import explain
 from mezzotint.images import encode, open_image, read_metadata
 from mezzotint.pipeline.generate import generate
 from mezzotint.pipeline.request import Request
@@ -43,6 +45,50 @@ def test_a_job_from_queue_to_picture(client: httpx.Client, plain: System) -> Non
         assert client.get(one["thumb"]).headers["content-type"] == "image/webp"
     assert finished(client, job["id"])["images"] == images
     assert job["id"] in [one["id"] for one in client.get("/api/v1/jobs").json()["jobs"]]
+
+
+def test_a_job_that_is_explained_gives_the_same_picture_and_its_story(client: httpx.Client, plain: System) -> None:
+    wish: dict[str, Any] = {"prompt": "a red fox", "steps": 3, "seed": 1}  # Any: any field
+    answer = client.post("/api/v1/jobs", json={"request": wish, "explain": True})
+    assert answer.status_code == 202, answer.text
+    job = finished(client, answer.json()["id"])
+    assert job["state"] == "done", job["error"]
+    assert client.get(job["images"][0]["url"]).content == generate(plain, Request(**wish)).png(0)
+    seen = events(client, job["id"])
+    assert [kind for _, kind, _ in seen] == ["started", "image", "story", "done"]
+    assert job["story"] == next(data for _, kind, data in seen if kind == "story")
+    told = client.get(job["story"]["url"])
+    assert len(told.content) == job["story"]["bytes"]
+    assert _comparable(told.json()) == _comparable(explain(plain, Request(**wish)).to_json())
+    page = client.get(job["story"]["url"], params={"page": True})
+    assert page.headers["content-disposition"] == f'attachment; filename="{job["id"]}.html"'
+    assert page.text.startswith("<!doctype html>")
+    assert "a red fox" in page.text
+
+
+def _comparable(story: Any) -> Any:  # Any: JSON
+    """What is the same in every run: all but the times, which the last section holds."""
+    told = json.loads(json.dumps(without_times(story)))
+    return told | {"sections": told["sections"][:-1]}
+
+
+def test_a_story_is_of_one_picture_and_others_have_none(client: httpx.Client) -> None:
+    bodies: list[dict[str, Any]] = [{"request": {"count": 2}}, {"requests": [{}, {}]}]  # Any: JSON
+    for body in bodies:
+        refused = client.post("/api/v1/jobs", json={**body, "explain": True})
+        assert refused.status_code == 400
+        assert "one picture is explained at a time" in refused.json()["detail"]
+    job = made(client, prompt="x", steps=1, seed=1)
+    assert job["story"] is None
+    assert client.get(f"/api/v1/jobs/{job['id']}/story").status_code == 404
+
+
+def test_a_story_can_be_cancelled_while_it_is_told(client: httpx.Client) -> None:
+    answer = client.post("/api/v1/jobs", json={"request": {"prompt": "x", "steps": 200, "seed": 1}, "explain": True})
+    name = answer.json()["id"]
+    until_true(lambda: client.get(f"/api/v1/jobs/{name}").json()["images"], "the picture is finished")
+    told = client.delete(f"/api/v1/jobs/{name}").json()
+    assert (told["state"], told["story"]) == ("cancelled", None)
 
 
 def test_previews_come_while_it_runs(client: httpx.Client) -> None:

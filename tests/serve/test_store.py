@@ -16,7 +16,7 @@ from PIL import Image
 from mezzotint.errors import RequestError
 from mezzotint.images import encode, open_image
 from mezzotint.serve.ids import new_id
-from mezzotint.serve.store import INDEX, PASSING_S, UPLOADS_S, Store
+from mezzotint.serve.store import INDEX, JOBS_S, MAX_STORIES, PASSING_S, UPLOADS_S, Store
 from serve.conftest import recorded
 
 
@@ -160,6 +160,16 @@ def test_what_nobody_keeps_goes_in_time(store: Store):
     assert store.source_bytes(given) is None
     assert not list((store.folder / "uploads").iterdir())
     assert store.picture_bytes(kept) is not None
+
+
+def test_stories_are_few_and_go_in_time(store: Store):
+    names = [new_id("j") for _ in range(MAX_STORIES + 2)]
+    for name in names:
+        store.add_story(name, b"{}")
+    assert [store.story_size(name) for name in names] == [None] * 2 + [2] * MAX_STORIES
+    assert store.story_bytes("../index.sqlite3") is None
+    store.expire(time.time() + JOBS_S + 1)
+    assert store.story_bytes(names[-1]) is None
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path):

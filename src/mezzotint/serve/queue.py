@@ -16,6 +16,7 @@ from mezzotint.names import SAMPLERS
 from mezzotint.pipeline.request import Request
 
 DECODING = 2.0  # evaluations that decoding costs: a VAE goes over 64 times as many positions, but only once
+TOLD = 3.0  # times the cost of a picture that is explained: its estimates are decoded, too, and it goes back and forth
 MEMORY = 0.8  # of the learnt rate, after every job
 LONGEST_RETRY_S = 120  # clients do not wait longer
 SMALL = 4  # a job this many times smaller than what is running does not wait for a free place
@@ -40,12 +41,13 @@ def evaluations(request: Request, defaults: Defaults) -> int:
     return SAMPLERS[request.sampler or defaults.sampler].cost(steps) * request.count
 
 
-def cost(request: Request, defaults: Defaults) -> float:
+def cost(request: Request, defaults: Defaults, *, is_explained: bool = False) -> float:
     """Megapixels that the networks go over for a request: a row of one evaluation counts its pixels."""
     pixels = (request.width or defaults.width) * (request.height or defaults.height) / 1e6
     guidance = defaults.guidance if request.guidance is None else request.guidance
     rows = 1 if guidance == 1 else 2
-    return pixels * (evaluations(request, defaults) * rows + DECODING * request.count)
+    made = pixels * (evaluations(request, defaults) * rows + DECODING * request.count)
+    return made * TOLD if is_explained else made
 
 
 @dataclass(frozen=True, slots=True)
