@@ -193,7 +193,7 @@ def test_foreign_pictures_become_requests(client: httpx.Client, golden: Path) ->
     ours = made(client, prompt="a fox", steps=1, seed=2)
     file = client.get(ours["images"][0]["url"]).content
     told = client.post("/api/v1/inspect", content=file, headers=headers).json()
-    assert (told["source"], told["model"]) == ("mezzotint", "model")
+    assert (told["source"], told["model"]) == ("mezzotint", "icons")
     assert told["request"]["seed"] == 2
     nothing = client.post("/api/v1/inspect", content=PHOTO, headers=headers).json()
     assert (nothing["source"], nothing["request"]) == (None, None)
@@ -202,7 +202,7 @@ def test_foreign_pictures_become_requests(client: httpx.Client, golden: Path) ->
 def test_models_are_listed_and_inspected(client: httpx.Client) -> None:
     told = client.get("/api/v1/models").json()
     by_name = {one["name"]: one for one in told["models"]}
-    assert by_name["model"]["is_current"]
+    assert by_name["icons"]["is_current"]
     assert by_name["unclip"]["bytes"] > 1000
     details = client.get(f"/api/v1/models/{by_name['unclip']['id']}").json()
     assert details["preset"].startswith("sd2-unclip")
@@ -258,6 +258,28 @@ def test_a_wrong_request_is_a_problem_in_words(client: httpx.Client, body: dict[
     assert words in problem["detail"]
     assert problem["code"] == "wrong_request"
     assert problem["request_id"] == answer.headers["x-request-id"]
+
+
+UNREADABLE: list[tuple[str, bytes, int, str]] = [
+    ("application/x-www-form-urlencoded", b'{"request":{}}', 415, "with 'Content-Type: application/json' only (found"),
+    ("", b'{"request":{}}', 415, "(found 'none')"),
+    ("application/json", b"{a", 400, "the body is not JSON: Expecting property name"),
+    ("application/json", b"[1]", 400, "the body must be an object"),
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "status", "words"), UNREADABLE, ids=str)
+@pytest.mark.parametrize("path", ["/api/v1/jobs", "/v1/images/generations", "/sdapi/v1/txt2img", "/hf/text-to-image"])
+def test_a_body_that_cannot_be_read_is_told_what_it_lacks(
+    client: httpx.Client, path: str, kind: str, body: bytes, status: int, words: str
+) -> None:
+    """What curl sends when nobody thinks of its headers, first of all."""
+    answer = client.post(path, content=body, headers={"content-type": kind} if kind else {})
+    assert (answer.status_code, words in answer.text) == (status, True), answer.text
+
+
+def test_a_path_that_is_not_there_is_told_where_to_look(client: httpx.Client) -> None:
+    assert "GET /openapi.json lists" in client.get("/v1/nothing").json()["error"]["message"]
 
 
 def test_what_only_the_model_can_refuse_fails_the_job_in_words(client: httpx.Client) -> None:

@@ -823,6 +823,28 @@ def test_a_view_fits_the_screen(view: str, size: str, visit: Open, studio: Path)
         expect(page.locator(".primary")).to_be_in_viewport(ratio=1)
 
 
+def test_on_a_phone_a_comparison_comes_into_sight(visit: Open) -> None:
+    page = visit(viewport=SIZES["phone"], has_touch=True).go("compare")
+    page.get_by_label("Prompt", exact=True).fill("a red fox")
+    page.get_by_label("Values").first.fill("2, 3")
+    page.get_by_role("button", name="Make 2 pictures").click()
+    expect(page.get_by_role("region", name="Grid of pictures")).to_be_in_viewport()
+    done(page)
+
+
+def test_the_way_back_leads_out_of_a_picture(visit: Open) -> None:
+    opened = visit()
+    page = opened.go()
+    prompt(page, "a red fox", 1)
+    page.get_by_role("button", name="Make the picture").click()
+    page.get_by_role("link", name="Gallery").click()
+    page.locator("mz-gallery img").first.click()
+    expect(page.get_by_role("dialog", name="Picture")).to_be_visible()
+    page.go_back()
+    expect(page.get_by_role("dialog", name="Picture")).to_be_hidden()
+    expect(page.get_by_role("button", name="Make the picture")).to_be_visible()
+
+
 def test_colours_follow_the_system_and_the_button(visit: Open) -> None:
     opened = visit(color_scheme="dark")
     page = opened.go()

@@ -252,8 +252,9 @@ class Engine:
             dtype, device = head.get("dtype", "auto"), head.get("device", "auto")
             system = load(head["path"], dtype=dtype, device=device, kernels=kernels)
         except (MezzotintError, OSError, RuntimeError, MemoryError) as error:
-            log.error("model %s cannot be loaded", head["path"], exc_info=not isinstance(error, MezzotintError))
-            detail = str(error) if isinstance(error, MezzotintError) else "the file cannot be loaded"
+            is_told = isinstance(error, MezzotintError)
+            log.error("model %s cannot be loaded: %s", head["path"], error, exc_info=not is_told)
+            detail = str(error) if is_told else "the file cannot be loaded"
             self.say({"is": "unloadable", "model": head["model"], "detail": detail})
             return
         system.place = system.place._replace(source=head["name"], name=head["name"])  # no path of ours in pictures

@@ -2,9 +2,10 @@
 
 The cost of a job is the pixels that its network evaluations go over, plus decoding; how many seconds that is, is learnt
 from what jobs took. The queue holds a bounded cost, waiting and running together; what would go beyond is refused at
-once, with the time after which it would fit. The next job is the one with the smallest tag: when it came, plus how long
-it takes, plus what the same client has waiting already. So small jobs overtake large ones, but no job is overtaken for
-longer than it takes itself, and a client with many jobs does not push others back.
+once, with the time after which it would fit. The next job is the one with the smallest tag: when it came, or the tag of
+the same client's last job that waits if that is later, plus how long it takes. So small jobs overtake large ones, but
+no job is overtaken for longer than it takes itself, a client with many jobs does not push others back, and its own jobs
+stay in their order.
 """
 
 import math
@@ -90,8 +91,8 @@ class Queue:
         if held and held + cost > self.capacity:
             over = min(held, held + cost - self.capacity) * (self.seconds_per_cost or 0)
             raise Full(max(1, min(LONGEST_RETRY_S, math.ceil(over))))
-        own = sum(ticket.cost for ticket in self.waiting.values() if ticket.client == client)
-        self.waiting[job] = Ticket(job, cost, client, now + (own + cost) * (self.seconds_per_cost or 0))
+        since = max((ticket.tag for ticket in self.waiting.values() if ticket.client == client), default=now)
+        self.waiting[job] = Ticket(job, cost, client, max(now, since) + cost * (self.seconds_per_cost or 0))
 
     @property
     def held(self) -> float:

@@ -33,6 +33,7 @@ class App extends View {
     this.view = this.asked;
     addEventListener("hashchange", () => {
       this.view = this.asked;
+      for (const dialog of this.querySelectorAll("dialog[open]:not(.ask)")) dialog.close(); // the way back leads out of it
       this.updateComplete.then(() => this.querySelector("main h1")?.focus({ preventScroll: true }));
       scrollTo(0, 0);
     });
