@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -353,9 +354,10 @@ void convolve(const Tensor &x, const std::optional<Tensor> &scale, const std::op
     const int64_t row = above + at / across * ROWS, column = at % across * COLUMNS;
     return Tiles{row, std::min(row + ROWS, below), column, std::min(column + COLUMNS, end_column)};
   };
-  at::parallel_for(0, across * down, 1, [&](int64_t begin, int64_t end) {
+  std::atomic<int64_t> next = 0; // block: whoever is ready takes it, so that nobody waits for a thread that was held up
+  at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), across * down), 1, [&](int64_t, int64_t) {
     const Tensor work = buffer(avx512bf16::convolution_workspace(convolution, block(0), is_doubled), at::kFloat, x);
-    for (int64_t at = begin; at < end; at++)
+    for (int64_t at = next++; at < across * down; at = next++)
       avx512bf16::convolve(convolution, block(at), is_doubled, from, to, work.mutable_data_ptr<float>());
   });
 }

@@ -78,11 +78,15 @@ inline Floats silu(Floats x) {
   return _mm512_div_ps(x, below);
 }
 
-// The block's inputs, 16 channels from `channel` on, normalised; zeros outside the map.
+// The block's inputs, 16 channels from `channel` on, normalised; zeros outside the map. The channels that come next, or
+// the first ones of the next block, are on their way into the cache meanwhile.
 template <typename Axis>
 void read(const Convolution &convolution, const Tiles &block, const uint16_t *x, int64_t channel, const Work<Axis> &work) {
+  const int64_t channels = convolution.channels;
   const int64_t above = block.first_row * Axis::STEP - 1, before = block.first_column * Axis::STEP - 1;
   const int64_t begin = std::max<int64_t>(0, -before), end = std::min(work.columns, convolution.columns - before);
+  const bool is_last = channel + 2 * LANES >= channels;
+  const int64_t next = is_last ? block.columns() * Axis::STEP * channels - channel : 2 * LANES;
   const bool is_normalised = convolution.scale != nullptr;
   const Floats scale = is_normalised ? _mm512_loadu_ps(convolution.scale + channel) : _mm512_setzero_ps();
   const Floats offset = is_normalised ? _mm512_loadu_ps(convolution.offset + channel) : _mm512_setzero_ps();
@@ -93,14 +97,14 @@ void read(const Convolution &convolution, const Tiles &block, const uint16_t *x,
       std::memset(to, 0, sizeof(float) * work.columns * LANES);
       continue;
     }
-    const uint16_t *from = x + (row * convolution.columns + before) * convolution.channels + channel;
+    const uint16_t *from = x + (row * convolution.columns + before) * channels + channel;
     for (int64_t j = 0; j < begin; j++) _mm512_store_ps(to + j * LANES, _mm512_setzero_ps());
     for (int64_t j = end; j < work.columns; j++) _mm512_store_ps(to + j * LANES, _mm512_setzero_ps());
-    if (is_normalised)
-      for (int64_t j = begin; j < end; j++)
-        _mm512_store_ps(to + j * LANES, silu(_mm512_fmadd_ps(widened(from + j * convolution.channels), scale, offset)));
-    else
-      for (int64_t j = begin; j < end; j++) _mm512_store_ps(to + j * LANES, widened(from + j * convolution.channels));
+    for (int64_t j = begin; j < end; j++) {
+      __builtin_prefetch(from + j * channels + next);
+      const Floats value = widened(from + j * channels);
+      _mm512_store_ps(to + j * LANES, is_normalised ? silu(_mm512_fmadd_ps(value, scale, offset)) : value);
+    }
   }
 }
 
@@ -183,6 +187,14 @@ void write(const Convolution &convolution, const Tiles &block, int64_t channel, 
     }
 }
 
+// What `write` will write is on its way into the cache while there is something to multiply.
+template <typename Axis> void fetch(const Convolution &convolution, const Tiles &block, int64_t channel, uint16_t *y) {
+  const int64_t rows = convolution.rows * 2 / Axis::STEP, columns = convolution.columns * 2 / Axis::STEP;
+  for (int64_t i = 2 * block.first_row; i < std::min(2 * block.last_row, rows); i++)
+    for (int64_t j = 2 * block.first_column; j < std::min(2 * block.last_column, columns); j++)
+      __builtin_prefetch(y + (i * columns + j) * convolution.out_channels + channel, 1);
+}
+
 template <typename Axis>
 void convolve_by(const Convolution &convolution, const Tiles &block, const uint16_t *x, uint16_t *y, float *memory) {
   const Work<Axis> work(convolution, block, memory);
@@ -193,6 +205,7 @@ void convolve_by(const Convolution &convolution, const Tiles &block, const uint1
   }
   const uint16_t *weights = convolution.weights;
   for (int64_t channel = 0; channel < convolution.out_channels; channel += OUTPUTS) {
+    fetch<Axis>(convolution, block, channel, y);
     for (int64_t k = 0; k < work.PRODUCTS; k++, weights += channels * OUTPUTS)
       for (int64_t tile = 0; tile < work.tiles; tile += GROUP)
         multiply(work.factors + k * work.factor_step + tile * channels, channels, weights,
