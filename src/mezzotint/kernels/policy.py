@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
-from typing import Literal as OneOf
 
 import torch
 import torch.nn.functional as F
@@ -238,13 +237,14 @@ def _convolution(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     x = _drawn(*shape).to(dtype).contiguous(memory_format=torch.channels_last)
     factors = Factors(torch.ones(1, 128), torch.zeros(1, 128))
 
-    def call(name: OneOf["packed", "winograd"]) -> Callable[[], object]:
-        kernels = replace(NATIVE if native.available() else PACKED, convolution=name)
+    def call(kernels: KernelSet) -> Callable[[], object]:
         convolution = convolution_of(module, kernels, is_doubled=False)
         before, out = Map(x, kernels), Map(uninitialised(shape, dtype), kernels)
         return lambda: convolution.write(before, factors, 0, shape[2], out, is_added=False)
 
-    return {name: call(name) for name in ("packed", *(["winograd"] if native.convolves(module) else []))}
+    base = NATIVE if native.available() else PACKED
+    sets = [replace(base, convolution="packed"), *([NATIVE] if native.convolves(module) else [])]
+    return {kernels.convolution: call(kernels) for kernels in sets}
 
 
 @lru_cache(maxsize=1)
