@@ -210,8 +210,9 @@ def moments(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 b c"]:
 
 def moments_by_torch(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 b c"]:
     """`moments` without anything compiled."""
-    squares, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
-    return torch.stack([mean.double(), squares.double() * (x.shape[2] * x.shape[3])])
+    rows = x.float().permute(0, 2, 3, 1).flatten(1, 2)  # [b l c]: torch adds up rows twenty times sooner than columns
+    mean = rows.mean(1, keepdim=True)
+    return torch.stack([mean[:, 0].double(), (rows - mean).square_().sum(1).double()])
 
 
 def scale_into(
