@@ -31,9 +31,8 @@ class Map:
         is_compiled = kernels.norm == "native"
         self._moments = native.moments if is_compiled else native.moments_by_torch
         self._scale_into = native.scale_into if is_compiled else native.scale_into_by_torch
-        self._count = 0
-        self._mean = torch.zeros(data.shape[1], dtype=torch.float64)
-        self._squares = torch.zeros(data.shape[1], dtype=torch.float64)  # of distances from the mean
+        self._counts: list[int] = []  # of positions of a band
+        self._noted: list[Tensor] = []  # [2 c]: their mean and sum of squared distances from it
 
     @property
     def rows(self) -> int:
@@ -72,29 +71,25 @@ class Map:
     def note(self, first: int, last: int) -> None:
         """These rows are written: their moments join those of the rows before."""
         band = self.band(first, last)
-        mean, squares = self._moments(band)[:, 0]
-        count = band.shape[2] * band.shape[3]
-        whole, away = self._count + count, mean - self._mean
-        self._squares += squares + away**2 * (self._count * count / whole)
-        self._mean += away * (count / whole)
-        self._count = whole
+        self._counts.append(band.shape[2] * band.shape[3])
+        self._noted.append(self._moments(band)[:, 0])
 
     def factors(self, norm: nn.GroupNorm) -> Factors:
         """Scale and offset [1 c] that normalise the map; all of it has been written."""
         width = self.data.shape[1] // norm.num_groups
-        means = self._mean.view(norm.num_groups, width)
-        centre = means.mean(1, keepdim=True)
-        spread = self._squares.view_as(means).sum(1, keepdim=True) / (self._count * width)
-        variance = spread + (means - centre).square().mean(1, keepdim=True)
-        scale = (variance + norm.eps).rsqrt().expand_as(means).flatten() * norm.weight.double()
-        offset = norm.bias.double() - centre.expand_as(means).flatten() * scale
+        counts = torch.tensor(self._counts, dtype=torch.float64)[:, None, None]
+        means, squares = torch.stack(self._noted, 1).unflatten(2, (norm.num_groups, width))  # [n groups width] each
+        total = counts.sum() * width
+        centre = (counts * means).sum((0, 2), keepdim=True) / total
+        variance = ((squares + counts * (means - centre).square()).sum((0, 2)) / total)[:, None]
+        scale = (variance + norm.eps).rsqrt().expand(-1, width).flatten() * norm.weight.double()
+        offset = norm.bias.double() - centre[0].expand(-1, width).flatten() * scale
         return Factors(scale.float()[None], offset.float()[None])
 
     def forget(self) -> None:
         """The map will be written again."""
-        self._count = 0
-        self._mean.zero_()
-        self._squares.zero_()
+        self._counts.clear()
+        self._noted.clear()
 
 
 def in_file(shape: tuple[int, int, int, int], dtype: torch.dtype, folder: Path) -> Tensor:
