@@ -69,7 +69,7 @@ class Winograd:
         )
 
 
-def transformed(weight: Float[Tensor, "o c 3 3"], *, is_doubled: bool) -> Float[Tensor, "o/32 k c/2 32 2"]:
+def transformed(weight: Float[Tensor, "o c 3 3"], *, is_doubled: bool) -> Float[Tensor, "o//32 k c//2 32 2"]:
     """A matrix of weights for each of the products, bfloat16, in the order in which the kernel reads them.
 
     Source: Lavin and Gray 2015, arXiv:1509.09308.
