@@ -1,6 +1,7 @@
 """The compiled convolution against its definition, and the choice between it and oneDNN's."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -8,11 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.test_unet import asked, in_dtype
+from kernels.test_unet import drawn as unet_drawn
 from mezzotint.kernels import convolution, native
 from mezzotint.kernels.choices import NATIVE, PACKED, from_record
-from mezzotint.kernels.convolution import BandConvolution, Winograd, convolution_of
+from mezzotint.kernels.convolution import BandConvolution, TiledConvolution, Winograd, convolution_of
+from mezzotint.kernels.execution import Execution
 from mezzotint.kernels.map import Factors, Map, uninitialised
+from mezzotint.kernels.workshop import Workshop
 from models.oracles import relative
+from models.test_unet import SD1
 
 BFLOAT16 = 4e-3  # measured: below 2.9e-3; rounding the result alone costs 1.7e-3
 
@@ -124,6 +130,55 @@ def test_bits_depend_neither_on_bands_nor_on_threads(is_doubled: bool, generator
         assert torch.equal(computed(module, x, factors, is_doubled=is_doubled), whole)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("is_doubled", [False, True])
+def test_whole_maps_of_several_pictures(
+    is_doubled: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large ones by tiles, whatever bias and residual, a picture's bits without neighbours; small ones as before."""
+    monkeypatch.setattr(convolution, "LARGE", 20 * 70)
+    module, one, _ = drawn("blocks", generator)
+    x = channels_last(torch.cat([one.data, torch.randn(one.data.shape, generator=generator)]))
+    shop = Workshop(NATIVE)
+    made = shop.tiled_double(module) if is_doubled else shop.convolution(module)
+    assert isinstance(made, TiledConvolution)
+    bias = torch.randn(64, generator=generator).bfloat16()
+    expected = defined(module, Map(x, NATIVE), None, is_doubled=is_doubled)
+    add = channels_last(torch.randn(expected.shape, generator=generator))
+    kept = add.clone()
+    assert relative(made(x).double(), expected) < BFLOAT16
+    moved = expected + (bias.double() - module.bias.double())[:, None, None] + add.double()  # pyright: ignore[reportOptionalMemberAccess]  # it has one
+    assert relative(made(x, bias=bias, add=add).double(), moved) < BFLOAT16
+    assert torch.equal(add, kept)  # a residual may be a skip that is needed again
+    assert torch.equal(made(x[:1]), made(x)[:1])
+    small = x[:, :, :9]
+    assert not made.takes(small)
+    if not is_doubled:
+        assert torch.equal(made(small), Workshop(replace(NATIVE, convolution="packed")).convolution(module)(small))
+
+
+@torch.no_grad()
+def test_a_unet_of_large_maps_goes_by_tiles(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 it is no further from float32 than a tenth more than the plain network."""
+    config = replace(
+        SD1,
+        levels=tuple(replace(level, channels=32) for level in SD1.levels),
+        middle=replace(SD1.levels[1], channels=32),
+    )
+    unet = unet_drawn(config, generator).bfloat16()
+    x, t, cond = asked(config, generator, (16, 16))
+    exact = deepcopy(unet).float()
+    wanted = exact(x, t, exact.prepare(cond))
+    x, cond = x.bfloat16(), in_dtype(cond, torch.bfloat16)
+    asking = [replace(NATIVE, convolution="packed"), NATIVE]
+    errors: list[float] = []
+    monkeypatch.setattr(convolution, "LARGE", 64)
+    for kernels in asking:
+        fast = Execution(kernels).unet(unet)
+        errors.append(relative(fast(x, t, fast.prepare(cond)).float(), wanted))
+    assert errors[0] != errors[1]
+    assert errors[1] < 1.3 * errors[0]
 
 
 @pytest.mark.parametrize(

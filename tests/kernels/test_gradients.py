@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mezzotint.kernels.gradients import convolution, geglu, group_norm, interleaved, pointwise
-from mezzotint.kernels.workshop import phases
+from mezzotint.kernels.packed import phases
 from models.oracles import relative
 
 pytestmark = pytest.mark.usefixtures("compiled")

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from mezzotint.kernels.choices import NATIVE, PACKED, KernelSet
 from mezzotint.kernels.execution import Execution
 from mezzotint.kernels.memory import Memory
+from mezzotint.kernels.packed import phases
 from mezzotint.kernels.unet import FastUNet
-from mezzotint.kernels.workshop import Workshop, phases
+from mezzotint.kernels.workshop import Workshop
 from mezzotint.models.attention import Attention
 from mezzotint.models.unet import Conditioning, UNet, UNetConfig
 from models.oracles import relative

@@ -1,4 +1,4 @@
-"""Convolutions of feature maps, a band of rows at a time: by oneDNN, or compiled here with fewer multiplications.
+"""Convolutions of feature maps, whole or a band of rows at a time: by oneDNN, or compiled with fewer multiplications.
 
 Letters: c o channels in and out, k products.
 """
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from mezzotint.kernels import native
 from mezzotint.kernels.choices import KernelSet
 from mezzotint.kernels.map import Factors, Map
-from mezzotint.kernels.packed import PackedConvolution, Weights, is_packable
+from mezzotint.kernels.packed import Convolution, PackedConvolution, Weights, is_packable, phases
 from mezzotint.kernels.pages import give_back
-from mezzotint.kernels.workshop import phases
 
 # From three taps to what multiplies the factors of two outputs: of a row of four inputs, and of one input doubled.
 TWO_OUTPUTS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 TWO_COPIES = ((1, 1, 1), (1, 0, 0), (0, 0, 1))
+
+LARGE = 1024  # positions of a map from which on tiles pay; below, reading 16 weights for 9 costs what products save
 
 _ops: Any = torch.ops.mkldnn  # Any: torch leaves its operators untyped
 
@@ -53,20 +54,47 @@ class Winograd:
 
     def write(self, x: Map, factors: Factors | None, first: int, last: int, out: Map, *, is_added: bool) -> None:
         """What rows [first, last) of x become, through `factors` and SiLU before, into or onto `out`."""
+        self._run(x.data, factors, self._bias, out.data, first, last, is_added=is_added)
+
+    def convolve(self, x: Tensor, out: Tensor, bias: Tensor | None, *, is_added: bool) -> None:
+        """What the picture x [1 c h w] becomes, with its own bias or with `bias` [o], into or onto `out`."""
+        bias = self._bias if bias is None else bias.float()
+        self._run(x, None, bias, out, 0, x.shape[-2], is_added=is_added)
+
+    def _run(
+        self, x: Tensor, factors: Factors | None, bias: Tensor, out: Tensor, first: int, last: int, *, is_added: bool
+    ) -> None:
         if self._weights is None:
             self._weights = transformed(self._module.weight, is_doubled=self._is_doubled)
             give_back([self._module])
-        native.convolve(
-            x.data,
-            factors,
-            self._weights,
-            self._bias,
-            out.data,
-            first,
-            last,
-            is_doubled=self._is_doubled,
-            is_added=is_added,
-        )
+        doubled = self._is_doubled
+        native.convolve(x, factors, self._weights, bias, out, first, last, is_doubled=doubled, is_added=is_added)
+
+
+class TiledConvolution:
+    """The same for whole maps of several pictures, where they are large; small ones go to `small`."""
+
+    def __init__(self, module: nn.Conv2d, small: Convolution | None, *, is_doubled: bool) -> None:
+        self._winograd = Winograd(module, is_doubled=is_doubled)
+        self._small, self._factor, self._channels = small, 1 + is_doubled, module.out_channels
+
+    def takes(self, x: Float[Tensor, "b c h w"]) -> bool:
+        """Whether x is large."""
+        return x.shape[-2] * x.shape[-1] >= LARGE
+
+    def __call__(self, x: Tensor, *, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
+        if self._small is not None and not self.takes(x):
+            return self._small(x, bias=bias, add=add)
+        x = x.contiguous(memory_format=torch.channels_last)
+        if add is None:
+            b, _, h, w = x.shape
+            shape = (b, self._channels, self._factor * h, self._factor * w)
+            out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        else:
+            out = add.clone(memory_format=torch.channels_last)
+        for row, to in zip(x.split(1), out.split(1), strict=True):
+            self._winograd.convolve(row, to, bias, is_added=add is not None)
+        return out
 
 
 def transformed(weight: Float[Tensor, "o c 3 3"], *, is_doubled: bool) -> Float[Tensor, "o//32 k c//2 32 2"]:

@@ -46,7 +46,7 @@ def pointwise(x: Float[Tensor, "b c h w"], module: nn.Conv2d) -> Float[Tensor, "
 
 
 def interleaved(four: Float[Tensor, "b 4o h1 w1"]) -> Float[Tensor, "b o 2h 2w"]:
-    """The four phases of a 2x2 convolution with padding 1 (`workshop.phases`) as one map of twice the size."""
+    """The four phases of a 2x2 convolution with padding 1 (`packed.phases`) as one map of twice the size."""
     return _apply(_Interleave, four.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 

@@ -187,3 +187,22 @@ def side_by_side(modules: Sequence[nn.Linear]) -> Weights:
             [zero if own is None else own for own, zero in zip(biases, zeros, strict=True)]  # pyright: ignore[reportUnnecessaryComparison]
         )
     return Weights(torch.cat([module.weight for module in modules]) if len(modules) > 1 else modules[0].weight, bias)
+
+
+def phases(module: nn.Conv2d) -> Weights:
+    """2x2 weights [4o c 2 2] that do before a nearest upsampling what a 3x3 convolution does behind it.
+
+    Output (2i + p, 2j + r) reads at most two input rows and columns; taps that meet the same input are summed, in
+    float32. Phases are ordered (p, r) = (0, 0), (0, 1), (1, 0), (1, 1).
+    """
+    weight = module.weight.float()
+    rows = [_pairs(weight, 2, phase) for phase in (0, 1)]
+    taps = [_pairs(part_of, 3, phase) for part_of in rows for phase in (0, 1)]
+    bias = None if module.bias is None else module.bias.repeat(4)
+    return Weights(torch.cat(taps), bias)
+
+
+def _pairs(weight: Tensor, dim: int, phase: int) -> Tensor:
+    """Three taps as two: the outer ones stay, the middle one joins the neighbour that reads the same input."""
+    first, middle, last = weight.unbind(dim)
+    return torch.stack([first, middle + last] if phase == 0 else [first + middle, last], dim)

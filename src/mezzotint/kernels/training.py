@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from mezzotint.kernels import native
 from mezzotint.kernels.gradients import convolution, geglu, group_norm, interleaved, pointwise
-from mezzotint.kernels.packed import side_by_side
+from mezzotint.kernels.packed import phases, side_by_side
 from mezzotint.kernels.policy import VARIABLE
-from mezzotint.kernels.workshop import phases
 from mezzotint.models.attention import Attention, FeedForward, KeysValues, LayerKeys, Transformer
 from mezzotint.models.blocks import ResBlock, Upsample
 

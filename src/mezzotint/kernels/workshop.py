@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import cast
 from weakref import WeakValueDictionary
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from mezzotint.kernels import native
 from mezzotint.kernels.choices import KernelSet
+from mezzotint.kernels.convolution import TiledConvolution
 from mezzotint.kernels.packed import (
     Convolution,
     Linear,
@@ -18,6 +19,7 @@ from mezzotint.kernels.packed import (
     PlainPart,
     Weights,
     part,
+    phases,
     side_by_side,
 )
 
@@ -31,6 +33,7 @@ class Workshop:
         self.kernels = kernels
         self._linear = WeakValueDictionary[tuple[object, ...], PackedLinear]()
         self._convolution = WeakValueDictionary[tuple[object, ...], PackedConvolution]()
+        self._tiled = WeakValueDictionary[tuple[object, ...], TiledConvolution]()
 
     def linear(self, *modules: nn.Module) -> Linear:
         """Linear layers of one input as one; their outputs stand one after another."""
@@ -56,16 +59,32 @@ class Workshop:
         """A convolution."""
         if type(module) is not nn.Conv2d:
             return PlainConvolution(module)
-        return self._packed_convolution(
+        packed = self._packed_convolution(
             ("whole", id(module)),
             lambda: Weights(module.weight, module.bias),
             module,
             cast("tuple[int, int]", module.padding),
         )
+        return self._tiled_convolution(module, packed, is_doubled=False) or packed
 
     def doubled(self, module: nn.Conv2d) -> PackedConvolution:
         """A 3x3 convolution behind a nearest upsampling, as a 2x2 one before it: the outputs of four phases."""
         return self._packed_convolution(("doubled", id(module)), lambda: phases(module), module, (1, 1))
+
+    def tiled_double(self, module: nn.Conv2d) -> TiledConvolution | None:
+        """The same of large maps, by tiles; None where the kernel set has no such thing."""
+        return self._tiled_convolution(module, None, is_doubled=True)
+
+    def _tiled_convolution(
+        self, module: nn.Conv2d, small: PackedConvolution | None, *, is_doubled: bool
+    ) -> TiledConvolution | None:
+        if self.kernels.convolution != "winograd" or self.kernels.weights != "packed" or not native.convolves(module):
+            return None
+        key = (is_doubled, id(module))
+        made = self._tiled.get(key)
+        if made is None:
+            made = self._tiled[key] = TiledConvolution(module, small, is_doubled=is_doubled)
+        return made
 
     def _packed_convolution(
         self, key: tuple[object, ...], read: _Read, module: nn.Conv2d, padding: tuple[int, int]
@@ -75,22 +94,3 @@ class Workshop:
             rows, columns = module.stride
             made = self._convolution[key] = PackedConvolution(read, [module], (rows, columns), padding)
         return made
-
-
-def phases(module: nn.Conv2d) -> Weights:
-    """2x2 weights [4o c 2 2] that do before a nearest upsampling what a 3x3 convolution does behind it.
-
-    Output (2i + p, 2j + r) reads at most two input rows and columns; taps that meet the same input are summed, in
-    float32. Phases are ordered (p, r) = (0, 0), (0, 1), (1, 0), (1, 1).
-    """
-    weight = module.weight.float()
-    rows = [_pairs(weight, 2, phase) for phase in (0, 1)]
-    taps = [_pairs(part_of, 3, phase) for part_of in rows for phase in (0, 1)]
-    bias = None if module.bias is None else module.bias.repeat(4)
-    return Weights(torch.cat(taps), bias)
-
-
-def _pairs(weight: Tensor, dim: int, phase: int) -> Tensor:
-    """Three taps as two: the outer ones stay, the middle one joins the neighbour that reads the same input."""
-    first, middle, last = weight.unbind(dim)
-    return torch.stack([first, middle + last] if phase == 0 else [first + middle, last], dim)
