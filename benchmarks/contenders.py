@@ -41,9 +41,10 @@ class Diffusers:
         from diffusers import DiffusionPipeline
 
         parts = self.asked.parts
-        needs = {"unet": parts != ["decode"], "vae": parts != ["unet"], "text_encoder": "picture" in parts}
+        is_whole = "picture" in parts or "cold" in parts
+        needs = {"unet": parts != ["decode"], "vae": parts != ["unet"], "text_encoder": is_whole}
         if self.asked.preset == "sdxl":
-            needs["text_encoder_2"] = needs["text_encoder"]
+            needs["text_encoder_2"] = is_whole
         absent = {name: None for name, is_needed in needs.items() if not is_needed}
         pipe = DiffusionPipeline.from_pretrained(str(self.asked.folder), dtype=self.dtype, **absent)
         if self.dtype is self.torch.bfloat16:
@@ -245,8 +246,12 @@ class Ours:
         """The best rate in T/s that a product or a convolution reaches in this process, by dtype."""
         from cpu_rates import DTYPES, convolution, linear, matrix_product
 
+        from mezzotint.kernels.packed import is_packable
+
         found: dict[str, float] = {}
         for name, dtype in DTYPES.items():
+            if not is_packable(dtype):
+                continue
             ways = [linear(2048, 1280, 640, dtype), convolution(2, 320, 320, 64, dtype)]
             found[name] = max(matrix_product(2048, dtype), *(rate for way in ways for rate in way.values()))
         return found
@@ -289,7 +294,7 @@ def written(picture: Any) -> Any:
     import io
 
     picture.save(io.BytesIO(), "PNG")
-    return np.asarray(picture)
+    return np.asarray(picture.convert("RGB"))
 
 
 KINDS = {"diffusers": Diffusers, "compiled": Compiled, "openvino": OpenVino, "sdcpp": StableDiffusionCpp, "ours": Ours}

@@ -13,7 +13,8 @@ What would make the numbers lie: other work (load and stolen time are recorded),
 a contender at a weak setting. Not measured here: pictures worth looking at. Random weights make none.
 
     python benchmarks/cpu_speed.py [--preset sd15] [--parts unet,decode,picture,cold] [--contenders "ours,diffusers …"]
-        [--threads 2] [--rounds 5] [--steps 20] [--size 512] [--batch 1] [--isa avx2] [--weights FOLDER] [--name NAME]
+        [--threads 2] [--rounds 5] [--pictures 2] [--steps 20] [--size 512] [--batch 1] [--isa avx2]
+        [--weights FOLDER] [--name NAME]
         [--openvino ENVIRONMENT] [--sdcpp ENVIRONMENT]        (made by benchmarks/peers/openvino.sh and sdcpp.sh)
 
 Last line of stdout: the same as one JSON object; also written to benchmarks/results/cpu_speed-NAME.json.
@@ -29,16 +30,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from contenders import SIZES
+from resident import Resident
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+PLAN = ("preset", "threads", "rounds", "pictures", "steps", "size", "batch", "isa")
 CHECKED_STEPS = 2  # of the pictures that are compared
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
@@ -81,23 +83,10 @@ class Worker:
         environment = {**os.environ, "OMP_NUM_THREADS": str(asked.threads), **dict(variables)}
         environment |= AVX2 if asked.isa == "avx2" else {}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": None if asked.loud else -3}
-        self.begins_s, self.anonymous, self.peak = 0.0, 0, 0
-        self.begun = time.perf_counter()
+        self.begins_s, self.begun = 0.0, time.perf_counter()
         self.process = subprocess.Popen([*map(str, command)], env=environment, text=True, **pipes)
-        threading.Thread(target=self.watch, daemon=True).start()
+        self.resident = Resident(self.process.pid)
         self.answer()
-
-    def watch(self) -> None:
-        """Follow how much memory it has resident: the most ever, and the most that belongs to no file."""
-        while self.process.poll() is None:
-            try:
-                lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-            except OSError:
-                return
-            sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith("kB")}
-            self.peak = max(self.peak, sizes.get("VmHWM", 0))
-            self.anonymous = max(self.anonymous, sizes.get("RssAnon", 0))
-            time.sleep(0.05)
 
     def answer(self) -> dict[str, float]:
         """What it answers; what other programs print is skipped."""
@@ -168,7 +157,7 @@ def measured(workers: dict[str, Worker], part: str, asked: argparse.Namespace) -
     """Times by contender over the rounds, and how many times faster ours is than each of the others."""
     command = f"picture {asked.steps}" if part == "picture" else part
     times: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
-    for number in range(asked.rounds):
+    for number in range(asked.pictures if part == "picture" else asked.rounds):
         for name in random.Random(number).sample(list(workers), len(workers)):
             times[name].append(workers[name].ask(command))
     return {
@@ -269,10 +258,7 @@ def compete(names: list[str], asked: argparse.Namespace) -> dict[str, Any]:
         }
         table[part] = {"to the reference": differences, **measured(taking_part, part, asked)}
         print(part, json.dumps(table[part], indent=1), file=sys.stderr, flush=True)
-    table["peak_gib"] = {
-        name: {"resident": round(worker.peak / 2**20, 2), "anonymous": round(worker.anonymous / 2**20, 2)}
-        for name, worker in workers.items()
-    }
+    table["peak_gib"] = {name: worker.resident.peak_gib() for name, worker in workers.items()}
     if own := next((worker for worker in workers.values() if worker.kind == "ours"), None):
         table["utilisation"] = utilisation(table, own)
     for worker in workers.values():
@@ -289,6 +275,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--pictures", type=int, default=2, help="rounds of `picture`")
     parser.add_argument("--size", type=int, help="default: the model's own")
     parser.add_argument("--batch", type=int, default=1, help="pictures at once in `unet`")
     parser.add_argument("--isa", choices=["all", "avx2"], default="all")
@@ -307,7 +294,7 @@ def main() -> None:
         before, begun = stolen(), time.time()
         table: dict[str, Any] = {
             "platform": platform.platform(),
-            **{key: getattr(asked, key) for key in ("preset", "threads", "rounds", "steps", "size", "batch", "isa")},
+            **{key: getattr(asked, key) for key in PLAN},
             **compete(names, asked),
             "load": os.getloadavg()[0],
         }
