@@ -57,10 +57,11 @@ class Unit(NamedTuple):
 
 UNITS = (
     Unit("ops.cpp", ("-O2",), needs_torch=True),
+    Unit("ops_gradients.cpp", ("-O2",), needs_torch=True),
     Unit("attention_avx512bf16.cpp", (*_AVX512, "-mavx512bf16")),
     *(
         Unit(source, (*flags, *_FINITE, f"-DMEZZOTINT_ISA={name}"))
-        for source in ("attention_float32.cpp", "group_norm.cpp")
+        for source in ("attention_float32.cpp", "group_norm.cpp", "gradients.cpp")
         for name, flags in (("avx2", _AVX2), ("avx512", _AVX512))
     ),
 )
