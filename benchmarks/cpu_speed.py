@@ -16,6 +16,7 @@ a contender at a weak setting. Not measured here: pictures worth looking at. Ran
         [--threads 2] [--rounds 5] [--pictures 2] [--steps 20] [--size 512] [--batch 1] [--isa avx2]
         [--weights FOLDER] [--name NAME]
         [--openvino ENVIRONMENT] [--sdcpp ENVIRONMENT]        (made by benchmarks/peers/openvino.sh and sdcpp.sh)
+    sh benchmarks/cpu_speed.sh TABLE …                        (what the documentation quotes)
 
 Last line of stdout: the same as one JSON object; also written to benchmarks/results/cpu_speed-NAME.json.
 """
