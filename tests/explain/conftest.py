@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import save_folder, tiny_checkpoint
-from kernels.conftest import compiled as compiled  # a fixture of another room
 from mezzotint.pipeline.system import System, load
 
 

@@ -40,6 +40,7 @@ class KernelSet:
     weights: OneOf["plain", "packed"] = "plain"  # plain: modules as they are, and nothing else here applies
     attention: OneOf["torch", "float32", "matmul", "native"] = "torch"
     norm: OneOf["torch", "native"] = "torch"
+    convolution: OneOf["packed", "winograd"] = "packed"  # of 3x3 in the autoencoder, in bfloat16
 
     def recorded(self) -> dict[str, str]:
         """As it stands in a record."""
@@ -63,7 +64,7 @@ class KernelSet:
 
 PLAIN = KernelSet()
 PACKED = KernelSet(weights="packed")
-NATIVE = KernelSet(weights="packed", attention="native", norm="native")
+NATIVE = KernelSet(weights="packed", attention="native", norm="native", convolution="winograd")
 
 
 def from_record(record: Mapping[str, object] | str) -> KernelSet:
