@@ -12,25 +12,17 @@ starts (each contender is called twice, the second call counts).
 Last line of stdout: the same as one JSON object; also written to benchmarks/results/attention-THREADS.json.
 """
 
-import argparse
-import json
-import os
-import platform
-import random
 import statistics
-import time
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from turns import begun, error, faster, milliseconds, report, turns
 
 from mezzotint.kernels import native
 
-RESULTS = Path(__file__).parent / "results"
 SHAPES = {  # b, l, n, heads, d
     "SD 1 64², itself": (2, 4096, 4096, 8, 40),
     "SD 2 64², XL 64², itself": (2, 4096, 4096, 10, 64),
@@ -52,85 +44,36 @@ def by_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.ops.mezzotint.attention_by_tiles(q, k, v, q.shape[-1] ** -0.5)
 
 
-CONTENDERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "compiled": native.attention,
-    "by tiles": by_tiles,
-    "torch": torch_,
-}
-
-
-def timed(run: Callable[[], object]) -> float:
-    """Seconds of the second of two calls."""
-    run()
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun
+CONTENDERS = {"compiled": native.attention, "by tiles": by_tiles, "torch": torch_}
 
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    if not native.available():
-        raise SystemExit("the compiled kernels are not built: mezzotint doctor --build")
+    asked = begun(__doc__, rounds=7)
     generator = torch.Generator().manual_seed(0)
+    square = torch.randn(1024, 1024, generator=generator).bfloat16()
     rows: list[dict[str, Any]] = []
     for name, (b, l, n, heads, d) in SHAPES.items():  # noqa: E741
         fused = torch.randn(b, max(l, n), 3, heads, d, generator=generator).bfloat16()
         q, k, v = fused.unbind(2)
         q, k, v = q[:, :l], k[:, :n], v[:, :n]
         expected = torch_(q[:, :SAMPLE].double(), k.double(), v.double())
-        errors = {
-            kind: float((run(q, k, v)[:, :SAMPLE].double() - expected).norm() / expected.norm())
-            for kind, run in CONTENDERS.items()
-        }
-        square = torch.randn(1024, 1024, generator=generator).bfloat16()
-        times: dict[str, list[float]] = {kind: [] for kind in (*CONTENDERS, "product")}
-        for _ in range(asked.rounds):
-            runs: list[tuple[str, Callable[[], object]]] = [
-                (kind, partial(run, q, k, v)) for kind, run in CONTENDERS.items()
-            ]
-            runs.append(("product", partial(torch.matmul, square, square)))
-            random.shuffle(runs)
-            for kind, run in runs:
-                times[kind].append(timed(run))
-        ratios = [slow / fast for slow, fast in zip(times["torch"], times["compiled"], strict=True)]
+        runs = {kind: partial(run, q, k, v) for kind, run in CONTENDERS.items()}
+        times = turns({**runs, "product": partial(torch.matmul, square, square)}, asked.rounds)
         rate = 4 * b * l * n * heads * d / statistics.median(times["compiled"])
         peak = 2 * 1024**3 / statistics.median(times["product"])
         rows.append(
             {
                 "shape": name,
                 "b l n heads d": [b, l, n, heads, d],
-                "times faster than torch": {
-                    "median": statistics.median(ratios),
-                    "smallest": min(ratios),
-                    "largest": max(ratios),
-                },
-                "milliseconds": {kind: 1e3 * statistics.median(values) for kind, values in times.items()},
+                "times faster than torch": faster(times["torch"], times["compiled"]),
+                "milliseconds": milliseconds(times),
                 "share of the matrix product's rate": rate / peak,
-                "error": errors,
+                "error": {kind: error(run()[:, :SAMPLE], expected) for kind, run in runs.items()},
             }
         )
-        print(
-            f"{name:26} {statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f}) times torch; ", end=""
-        )
-        print(", ".join(f"{kind} {1e3 * statistics.median(values):.2f} ms" for kind, values in times.items()))
-    report = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "instructions": sorted(native.instructions()),
-            "torch": torch.__version__,
-            "threads": asked.threads,
-            "load": os.getloadavg()[0],
-        },
-        "rounds": asked.rounds,
-        "rows": rows,
-    }
-    (RESULTS / f"attention-{asked.threads}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(report))
+        print(name, rows[-1]["times faster than torch"])
+    report("attention", asked, rows)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Measures, in a fresh process per model, bfloat16, random weights in a diffusers folder: seconds from the end of `import
 torch` to the start of the first U-Net evaluation (page cache warm: the folder was read just before), seconds per
-step (median), decoding, and peak resident memory, memory-mapped weights included.
+step (median), decoding, and peak resident memory: with memory-mapped weights, and what belongs to no file.
 Not measured: pictures. Random weights make none, and what comes out is only checked to be finite and not constant.
 What would make the numbers lie: another busy process (see load), a cold page cache.
 
@@ -15,13 +15,14 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from resident import Resident
 
 RESULTS = Path(__file__).parent / "results" / "full_size.json"
 SIZES = {"sd15": 512, "sd2": 512, "sd2-v": 768, "sdxl": 1024, "sdxl-refiner": 1024}
@@ -79,6 +80,7 @@ def measure(name: str, folder: Path, steps: int) -> dict[str, object]:
     import torch
 
     imported = time.perf_counter()
+    resident = Resident(os.getpid())
     import numpy as np
 
     import mezzotint
@@ -101,7 +103,7 @@ def measure(name: str, folder: Path, steps: int) -> dict[str, object]:
         "first_step_done_s": round(ends[0] - imported, 2),
         "step_s": round(statistics.median(end - start for start, end in zip(starts, ends, strict=True)), 2),
         "decode_and_hash_s": round(finished - ends[-1], 2),
-        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_gib": resident.peak_gib(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
     }

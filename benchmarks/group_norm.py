@@ -11,44 +11,22 @@ What would make the numbers lie: other work (load is recorded).
 Last line of stdout: the same as one JSON object; also written to benchmarks/results/group_norm-THREADS.json.
 """
 
-import argparse
-import json
-import os
-import platform
-import random
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from turns import begun, error, faster, milliseconds, report, turns
 
 from mezzotint.kernels import native
 
-RESULTS = Path(__file__).parent / "results"
 SHAPES = {"SD 1 320@64²": (2, 320, 64), "SD 1 2560@8²": (2, 2560, 8), "autoencoder 128@512²": (1, 128, 512)}
-
-
-def timed(run: Callable[[], object]) -> float:
-    """Seconds of the second of two calls."""
-    run()
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun
 
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    if not native.available():
-        raise SystemExit("the compiled kernels are not built: mezzotint doctor --build")
+    asked = begun(__doc__, rounds=15)
     generator = torch.Generator().manual_seed(0)
     rows: list[dict[str, Any]] = []
     for name, (b, c, side) in SHAPES.items():
@@ -80,42 +58,21 @@ def main() -> None:
             "torch contiguous": lambda x=contiguous: by_torch(x),
         }
         expected = F.silu(F.group_norm(x.double(), 32, weight.double(), bias.double(), 1e-5))
-        errors = {kind: float((run().double() - expected).norm() / expected.norm()) for kind, run in runs.items()}
-        times: dict[str, list[float]] = {kind: [] for kind in runs}
-        for _ in range(asked.rounds):
-            for kind, run in random.sample(list(runs.items()), len(runs)):
-                times[kind].append(timed(run))
+        times = turns(runs, asked.rounds)
         best = [min(pair) for pair in zip(times["torch channels_last"], times["torch contiguous"], strict=True)]
-        ratios = {
-            kind: [slow / fast for slow, fast in zip(best, times[kind], strict=True)]
-            for kind in ("compiled", "in place")
-        }
         rows.append(
             {
                 "shape": name,
                 "b c side": [b, c, side],
                 "times faster than torch's better layout": {
-                    kind: {"median": statistics.median(values), "smallest": min(values), "largest": max(values)}
-                    for kind, values in ratios.items()
+                    kind: faster(best, times[kind]) for kind in ("compiled", "in place")
                 },
-                "milliseconds": {kind: 1e3 * statistics.median(values) for kind, values in times.items()},
-                "error": errors,
+                "milliseconds": milliseconds(times),
+                "error": {kind: error(run(), expected) for kind, run in runs.items()},
             }
         )
-        print(f"{name:22}", ", ".join(f"{kind} {statistics.median(values):.2f}x" for kind, values in ratios.items()))
-    report = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "instructions": sorted(native.instructions()),
-            "torch": torch.__version__,
-            "threads": asked.threads,
-            "load": os.getloadavg()[0],
-        },
-        "rounds": asked.rounds,
-        "rows": rows,
-    }
-    (RESULTS / f"group_norm-{asked.threads}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(report))
+        print(name, rows[-1]["times faster than torch's better layout"])
+    report("group_norm", asked, rows)
 
 
 if __name__ == "__main__":
