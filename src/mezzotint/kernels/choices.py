@@ -37,7 +37,7 @@ _ops: Any = torch.ops.mkldnn  # Any: torch leaves its operators untyped
 class KernelSet:
     """Names of implementations. The default is what runs everywhere: every module as torch runs it."""
 
-    weights: OneOf["plain", "packed"] = "plain"  # plain: modules as they are, and nothing else here applies
+    weights: OneOf["plain", "packed", "int8", "w8a8"] = "plain"  # plain: modules as they are, nothing else applies
     attention: OneOf["torch", "float32", "matmul", "native"] = "torch"
     norm: OneOf["torch", "native"] = "torch"
 
