@@ -61,6 +61,7 @@ class KernelSet:
         return {"torch": norm_by_torch, "native": norm_by_native}[self.norm]
 
 
+APPROXIMATE = ("int8", "w8a8")  # weights that change pictures, and are never chosen unasked
 PLAIN = KernelSet()
 PACKED = KernelSet(weights="packed")
 NATIVE = KernelSet(weights="packed", attention="native", norm="native")

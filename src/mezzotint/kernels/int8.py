@@ -9,25 +9,32 @@ Sources: Jacob et al. 2017, arXiv:1712.05877 (products of integers); Dettmers et
 the input that is found when it is there).
 """
 
+import threading
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from mezzotint.kernels.packed import PackedConvolution, PackedLinear
+from mezzotint.kernels import native
+from mezzotint.kernels.packed import PackedConvolution, PackedLinear, Weights
 from mezzotint.kernels.pages import give_back
 
 STEPS = 127  # on either side of 0
-ZERO = 128  # the byte that stands for 0 in an input
-CHUNK = 1 << 16  # numbers of an input that are rounded at once: what the nearest cache holds
+ZERO = 128  # the byte that stands for 0 in an input (`native.as_bytes`)
+
+_NO_OPTIONS: list[float] = []  # of an activation
 
 _ops: Any = torch.ops.onednn  # Any: torch leaves its operators untyped
 
 
+@cache
 def multiplies_bytes() -> bool:
-    """Whether the processor multiplies bytes four pairs at a time; without, sums of two pairs overflow."""
-    able = torch.cpu.get_capabilities()
-    return torch.backends.mkldnn.is_available() and any(able.get(name) for name in ("avx512_vnni", "amx_int8"))
+    """Whether oneDNN multiplies bytes exactly here: without VNNI or AMX, sums of two products overflow 16 bits."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    ones = W8A8Linear(lambda: Weights(torch.ones(64, 64), None), [])
+    return torch.allclose(ones(torch.ones(16, 64)), torch.full((), 64.0))
 
 
 class Rounded(NamedTuple):
@@ -38,26 +45,22 @@ class Rounded(NamedTuple):
 
     @property
     def weight(self) -> Tensor:
-        """What it stands for."""
-        return self.steps * self.scale
+        """What it stands for, until the next one is asked for: all share one memory."""
+        memory = getattr(_memory, "weight", None)
+        if memory is None or memory.dtype is not self.scale.dtype or len(memory) < self.steps.numel():
+            with torch.inference_mode(mode=False):  # what is made inside could not be written to outside
+                memory = _memory.weight = torch.empty(self.steps.numel(), dtype=self.scale.dtype)
+        return memory.as_strided(self.steps.shape, self.steps.stride()).copy_(self.steps).mul_(self.scale)
+
+
+_memory = threading.local()
 
 
 def rounded(weight: Tensor, dtype: torch.dtype) -> Rounded:
     """The weight in 255 steps per output; scales are numbers of `dtype`, so that they mean the same in it."""
     largest = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True).float()
-    scale = (largest.clamp_min(torch.finfo(torch.float32).tiny * STEPS) / STEPS).to(dtype)
+    scale = (largest / STEPS).clamp_min(torch.finfo(torch.float32).tiny).to(dtype)
     return Rounded((weight / scale.float()).round_().clamp_(-STEPS, STEPS).to(torch.int8), scale)
-
-
-def rounded_input(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x as bytes about ZERO, with the layout of x, and the scale [1] of their steps."""
-    low, high = torch.aminmax(x)
-    scale = (torch.maximum(-low, high).float() / STEPS).clamp_min(torch.finfo(torch.float32).tiny).view(1)
-    steps = torch.empty_like(x, dtype=torch.uint8)
-    flat, to = (part.permute(0, 2, 3, 1).flatten() if x.ndim == 4 else part.flatten() for part in (x, steps))
-    for some, there in zip(flat.split(CHUNK), to.split(CHUNK), strict=True):
-        there.copy_(some.float().div_(scale).add_(ZERO + 0.5))  # the half makes cutting off rounding
-    return steps, scale
 
 
 class Int8Linear(PackedLinear):
@@ -111,12 +114,12 @@ class W8A8Linear(PackedLinear):
         self, x: Tensor, *, is_gelu: bool = False, add: Tensor | None = None, mul: Tensor | None = None
     ) -> Tensor:
         known = self._bytes or self._made(x)
-        steps, scale = rounded_input(x)
+        steps, scale = native.as_bytes(x)
         given = (steps, scale, known.input_zero, known.packed, known.scale, known.zero)
         if add is not None:
-            last = (add, self._bias, 1.0, 0, x.dtype, 1.0, 0, "add", 1.0, "none", [], "")
-            return cast(Tensor, _ops.qlinear_pointwise(*given, *last))
-        kind = ("gelu", [], "none") if is_gelu else ("none", [], "")
+            out = (1.0, 0, x.dtype, 1.0, 0, "add", 1.0, "none", _NO_OPTIONS, "")
+            return cast(Tensor, _ops.qlinear_pointwise(*given, add, self._bias, *out))
+        kind = ("gelu", _NO_OPTIONS, "none") if is_gelu else ("none", _NO_OPTIONS, "")
         h = cast(Tensor, _ops.qlinear_pointwise(*given, self._bias, 1.0, 0, x.dtype, *kind))
         return h if mul is None else h.mul_(mul)
 
@@ -136,11 +139,11 @@ class W8A8Convolution(PackedConvolution):
 
     def __call__(self, x: Tensor, *, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
         known = self._bytes or self._made(x)
-        steps, scale = rounded_input(x)
+        steps, scale = native.as_bytes(x)
         given = (steps, scale, known.input_zero, known.packed, known.scale, known.zero)
         geometry = (self._stride, self._padding, [1, 1], 1)
         bias = self._bias if bias is None else bias.float()
-        h = cast(Tensor, _ops.qconv_pointwise(*given, bias, *geometry, 1.0, 0, x.dtype, "none", [], ""))
+        h = cast(Tensor, _ops.qconv_pointwise(*given, bias, *geometry, 1.0, 0, x.dtype, "none", _NO_OPTIONS, ""))
         return h if add is None else h.add_(add)
 
     def _made(self, x: Tensor) -> _Bytes:

@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mezzotint.errors import ConfigError, unknown
+from mezzotint.errors import ConfigError, RequestError, unknown
 from mezzotint.kernels import native
-from mezzotint.kernels.choices import NATIVE, PACKED, PLAIN, Attend, KernelSet, Normalise, from_record
+from mezzotint.kernels.choices import APPROXIMATE, NATIVE, PACKED, PLAIN, Attend, KernelSet, Normalise, from_record
+from mezzotint.kernels.int8 import multiplies_bytes
 from mezzotint.kernels.packed import PackedConvolution, PackedLinear, Weights, is_packable
 from mezzotint.storage import atomic, cache_folder
 
@@ -75,12 +76,35 @@ def possible(kernels: KernelSet, dtype: torch.dtype) -> KernelSet:
     """The kernel set with what this machine lacks replaced by what it has."""
     if kernels.weights == "plain" or not is_packable(dtype):
         return PLAIN
+    if kernels.weights == "w8a8" and not multiplies_bytes():
+        _log.warning("this processor does not multiply bytes exactly: weights 'w8a8' are replaced by 'packed'")
+        kernels = replace(kernels, weights="packed")
     lacks = "native" in (kernels.attention, kernels.norm) and not native.available()
     if not lacks:
         return kernels
     _log.warning("the compiled kernels are not built for this torch; `mezzotint doctor --build` builds them")
     fallback = {key: "torch" if value == "native" else value for key, value in kernels.recorded().items()}
     return from_record(fallback)
+
+
+def with_weights(kernels: KernelSet, asked: str, dtype: torch.dtype) -> KernelSet:
+    """The kernel set with the U-Net's weights as asked: "auto" as they are, else "int8" or "w8a8".
+
+    Raises: RequestError for an unknown name, or what this machine cannot do.
+    """
+    if asked == "auto":
+        return kernels
+    if asked not in APPROXIMATE:
+        raise RequestError(unknown("weights", asked, ["auto", *APPROXIMATE]))
+    packed = possible(PACKED, dtype) if kernels.weights == "plain" else kernels
+    if packed.weights == "plain":
+        raise RequestError(f"weights {asked!r}: oneDNN has no kernels for {_name(dtype)} here; leave weights out")
+    if asked == "w8a8" and not multiplies_bytes():
+        raise RequestError(
+            "weights 'w8a8': this processor has neither VNNI nor AMX, without which products of bytes overflow; "
+            "'int8' rounds weights only and runs everywhere"
+        )
+    return replace(packed, weights=asked)
 
 
 def preferred_dtype() -> torch.dtype:

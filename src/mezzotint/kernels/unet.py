@@ -55,7 +55,7 @@ class FastUNet:
         self._halve = [None if part is None else shop.convolution(part.conv) for _, part in self._down]
         self._middle = None if unet.middle is None else _Middle(unet.middle, shop)
         self._up = [([_Block(block, shop) for block in level.blocks], level.resample) for level in unet.up]
-        self._up[-1][0][-1] = _Block(unet.up[-1].blocks[-1], shop.exact)  # its errors reach the output whole
+        self._up[-1][0][-1] = _Block(self._up[-1][0][-1].module, shop.exact)  # its errors reach the output whole
         self._double = [None if part is None else _Double(part, shop) for _, part in self._up]
         self._conv_out = shop.exact.convolution(unet.conv_out)
         self._res = [res for step in self.steps() for res in step.res_blocks]

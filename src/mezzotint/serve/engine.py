@@ -218,8 +218,8 @@ class Engine:
         self.system = None
         try:
             kernels = head.get("kernels") or "auto"  # as before the engine broke down: never timed twice
-            dtype, device = head.get("dtype", "auto"), head.get("device", "auto")
-            system = load(head["path"], dtype=dtype, device=device, kernels=kernels)
+            how = {name: head.get(name, "auto") for name in ("dtype", "device", "weights")}
+            system = load(head["path"], kernels=kernels, **how)
         except (MezzotintError, OSError, RuntimeError, MemoryError) as error:
             log.error("model %s cannot be loaded", head["path"], exc_info=not isinstance(error, MezzotintError))
             detail = str(error) if isinstance(error, MezzotintError) else "the file cannot be loaded"

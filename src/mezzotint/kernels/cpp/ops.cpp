@@ -3,8 +3,10 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +14,7 @@
 
 #include "attention.h"
 #include "group_norm.h"
+#include "int8.h"
 
 namespace {
 
@@ -310,6 +313,41 @@ Tensor group_norm(const Tensor &x, int64_t groups, const std::optional<Tensor> &
   return y;
 }
 
+constexpr int64_t GRAIN = 1 << 15; // numbers that are worth a thread
+
+template <typename T> std::tuple<Tensor, Tensor> as_bytes(const Tensor &x) {
+  const T *from = reinterpret_cast<const T *>(x.const_data_ptr());
+  std::atomic<uint32_t> bits{0};
+  at::parallel_for(0, x.numel(), GRAIN, [&](int64_t begin, int64_t end) {
+    const uint32_t own = avx512::largest(from + begin, end - begin);
+    uint32_t known = bits.load();
+    while (known < own && !bits.compare_exchange_weak(known, own)) {
+    }
+  });
+  const uint32_t found = bits.load();
+  float largest;
+  std::memcpy(&largest, &found, 4);
+  Tensor scale = at::empty({1}, x.options().dtype(at::kFloat).memory_format(std::nullopt));
+  const float step = largest / 127.0f, least = std::numeric_limits<float>::min();
+  *scale.mutable_data_ptr<float>() = step < least ? least : step; // what is no number stays so
+  Tensor y = at::empty_like(x, x.options().dtype(at::kByte));
+  uint8_t *to = y.mutable_data_ptr<uint8_t>();
+  const float factor = 1.0f / (step < least ? least : step);
+  at::parallel_for(0, x.numel(), GRAIN, [&](int64_t begin, int64_t end) {
+    avx512::bytes(from + begin, to + begin, end - begin, factor);
+  });
+  return {y, scale};
+}
+
+// x as bytes about 128 in the layout of x, and the scale [1] of their steps: a 127th of the largest magnitude.
+std::tuple<Tensor, Tensor> bytes(const Tensor &x) {
+  TORCH_CHECK(has_avx512(), "bytes: this processor has no AVX-512");
+  TORCH_CHECK(x.is_non_overlapping_and_dense(), "bytes: x has gaps");
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, "bytes: ", x.scalar_type(),
+              " is neither float32 nor bfloat16");
+  return x.scalar_type() == at::kFloat ? as_bytes<uint32_t>(x) : as_bytes<uint16_t>(x);
+}
+
 std::string instructions() {
   return has_bf16_pairs() ? "avx2 avx512 avx512_bf16" : has_avx512() ? "avx2 avx512" : has_avx2() ? "avx2" : "";
 }
@@ -324,6 +362,7 @@ TORCH_LIBRARY(mezzotint, m) {
   m.def("group_norm(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? shift, "
         "ScalarType? dtype) -> Tensor");
   m.def("moments(Tensor x) -> Tensor");
+  m.def("bytes(Tensor x) -> (Tensor, Tensor)");
   m.def("scaled(Tensor x, Tensor scale, Tensor offset, bool silu, Tensor(a!) y) -> ()");
 }
 
@@ -331,6 +370,7 @@ TORCH_LIBRARY_IMPL(mezzotint, CPU, m) {
   m.impl("attention", attention);
   m.impl("attention_by", attention_by);
   m.impl("attention_by_tiles", attention_by_tiles);
+  m.impl("bytes", bytes);
   m.impl("group_norm", group_norm);
   m.impl("moments", moments);
   m.impl("scaled", scaled);
