@@ -4,8 +4,9 @@ Measures: whole optimisation steps of icons-unet (batch 64, its latents of 4x16x
 latents and text states to changed weights. Ours is the package's own loop with everything that the recipe asks for:
 bfloat16 copies of float32 weights, keyed noise, stratified timesteps, min-SNR weights, clipping, two averages. Theirs
 does what train_text_to_image.py does unless it is told otherwise: float32, torch.optim.AdamW, uniform timesteps,
-clipping, no average. Each runs in a process of its own; they take turns, one waiting while the other works, so that
-both see the same machine. The number is the median over turns, the ratio the median of the turns' ratios.
+clipping, no average; once so, and once with its --mixed_precision=bf16, which is autocast. Each runs in a process of
+its own; they take turns, the others waiting meanwhile, so that all see the same machine. The number is the median over
+turns, the ratio the median of the turns' ratios.
 Not measured: reading pictures, autoencoder, text encoder (the stock script runs both at every step; here theirs is
 given cached ones, too), validation, saving.
 What would make the numbers lie: a machine without bfloat16 instructions, other work on it that comes and goes between
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +37,11 @@ from torch import Tensor, nn
 from mezzotint.checkpoints.config import write_unet
 from mezzotint.data.order import keyed
 from mezzotint.diffusion.loss import snr_weight, squared_error
+from mezzotint.kernels.pages import keep_freed
+from mezzotint.kernels.training import possible
 from mezzotint.models.unet import Conditioning, UNet, UNetConfig, initialise
 from mezzotint.training.config import TrainConfig, parse, stages
-from mezzotint.training.part import Batch, Loss
+from mezzotint.training.part import Batch, Loss, Part
 from mezzotint.training.run import Run
 from mezzotint.training.step import examples
 from mezzotint.training.unet import UNetSettings
@@ -88,11 +92,13 @@ class CachedPart:
 def ours() -> tuple[Callable[[], object], int]:
     """A step of the package's loop, and how many numbers it trains."""
     config, own, _ = settings()
-    run = Run(CachedPart(config, own), config)  # pyright: ignore[reportArgumentType]  # neither validated nor exported
+    keep_freed()
+    part = cast(Part, CachedPart(config, own))  # neither validated nor exported
+    run = Run(part, config, kernels=possible())
     return run.take_step, sum(weight.numel() for weight in run.weights())
 
 
-def theirs() -> tuple[Callable[[], object], int]:
+def theirs(*, is_autocast: bool) -> tuple[Callable[[], object], int]:
     """A step as the stock script takes it."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -110,7 +116,8 @@ def theirs() -> tuple[Callable[[], object], int]:
         chosen = torch.randint(SAMPLES, (config.batch,), generator=generator)
         latent, noise = latents[chosen], torch.randn(config.batch, 4, SIDE, SIDE, generator=generator)
         t = torch.randint(1000, (config.batch,), generator=generator)
-        output = network(scheduler.add_noise(latent, noise, t), t, texts[chosen], return_dict=False)[0]
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+            output = network(scheduler.add_noise(latent, noise, t), t, texts[chosen], return_dict=False)[0]
         loss = F.mse_loss(output.float(), scheduler.get_velocity(latent, noise, t).float(), reduction="mean")
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -120,9 +127,16 @@ def theirs() -> tuple[Callable[[], object], int]:
     return step, sum(weight.numel() for weight in network.parameters())
 
 
+CONTENDERS: dict[str, Callable[[], tuple[Callable[[], object], int]]] = {
+    "ours": ours,
+    "theirs": lambda: theirs(is_autocast=False),
+    "theirs, autocast": lambda: theirs(is_autocast=True),
+}
+
+
 def work(contender: str) -> None:
     """The child process: a turn of as many steps as each line of stdin says, answered by their seconds."""
-    step, count = {"ours": ours, "theirs": theirs}[contender]()
+    step, count = CONTENDERS[contender]()
     for _ in range(WARM_UP):
         step()
     print(count, flush=True)
@@ -146,7 +160,7 @@ def main() -> None:
         name: subprocess.Popen(
             [sys.executable, __file__, "--contender", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        for name in ("ours", "theirs")
+        for name in CONTENDERS
     }
 
     def answer(name: str) -> str:
@@ -155,7 +169,7 @@ def main() -> None:
         return pipe.readline()
 
     counts = {name: int(answer(name)) for name in children}  # both have warmed up
-    assert counts["ours"] == counts["theirs"], counts
+    assert len(set(counts.values())) == 1, counts
     speeds: dict[str, list[float]] = {name: [] for name in children}
     for turn in range(asked.turns):
         for name in sorted(children, reverse=bool(turn % 2)):
@@ -166,14 +180,19 @@ def main() -> None:
         print({name: round(found[-1], 1) for name, found in speeds.items()}, file=sys.stderr)
     for child in children.values():
         child.communicate()
-    ratios = [a / b for a, b in zip(speeds["ours"], speeds["theirs"], strict=True)]
+    ratios = {
+        name: [a / b for a, b in zip(speeds["ours"], found, strict=True)]
+        for name, found in speeds.items()
+        if name != "ours"
+    }
     table = {
         "samples_per_second": {name: round(statistics.median(found), 1) for name, found in speeds.items()},
-        "ratio": round(statistics.median(ratios), 2),
+        "ratio": {name: round(statistics.median(found), 2) for name, found in ratios.items()},
         "spread": {
             **{name: [round(min(found), 1), round(max(found), 1)] for name, found in speeds.items()},
-            "ratio": [round(min(ratios), 2), round(max(ratios), 2)],
+            "ratio": {name: [round(min(found), 2), round(max(found), 2)] for name, found in ratios.items()},
         },
+        "kernels": possible(),
         "parameters": counts["ours"], "batch": BATCH, "turns": asked.turns, "steps_a_turn": asked.steps,
         "threads": torch.get_num_threads(), "load": os.getloadavg()[0], "torch": torch.__version__,
         "platform": platform.platform(),

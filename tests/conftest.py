@@ -1,12 +1,17 @@
 """Shared by every test: one thread, no network, seeded generators."""
 
+import fcntl
 import os
+import shutil
 import socket
+from collections.abc import Generator
 from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
+
+from mezzotint.kernels import native
 
 torch.set_num_threads(1)
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -37,6 +42,24 @@ def trained_folder() -> Path:
     """A small trained Stable Diffusion checkpoint as a diffusers folder: the packaged model, or MEZZOTINT_ICONS."""
     packaged = Path(str(resources.files("mezzotint"))) / "assets" / "icons"
     return Path(os.environ.get("MEZZOTINT_ICONS", packaged))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """The compiled operations, built once, in a cache of the tests' own; other tests do without them."""
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler: the compiled kernels are not tested, their fallback is")
+    folder = tmp_path_factory.getbasetemp().parent / "compiled"  # one for all workers
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEZZOTINT_CACHE", str(folder))
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            native.build()
+        native.instructions.cache_clear()
+        assert native.available()
+        yield
+    native.instructions.cache_clear()
 
 
 SKIPS = Path(__file__).parent / "skips.txt"

@@ -1,7 +1,8 @@
 """The real `mezzotint train` on the recipes of the icons, killed a hundred times: nothing lost, not a bit different.
 
 Small networks and drawn pictures, otherwise everything that a run can have: latents cached by bucket, dropped text, two
-micro-batches a step, both kinds of average, validation and export due. MEZZOTINT_RESULTS names a folder for kills.json.
+micro-batches a step, both kinds of average, validation and export due, compiled kernels. MEZZOTINT_RESULTS names a
+folder for kills.json.
 """
 
 import hashlib
@@ -55,7 +56,7 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, compiled: None) -> Path:
     """A folder with drawn pictures, a trained autoencoder, a trained CLIP, and `whole`: a U-Net nobody disturbed."""
     folder = tmp_path_factory.mktemp("runs")
     rows: list[dict[str, Any]] = []
@@ -89,6 +90,7 @@ def life(runs: Path, part: str, name: str, death: str = "", bug: str = "", proce
         "MEZZOTINT_DEATH": death,
         "MEZZOTINT_BUG": bug,
         "MEZZOTINT_DEATHS": f"{name}.deaths",
+        "MEZZOTINT_KERNELS": "native",
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(

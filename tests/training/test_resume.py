@@ -57,6 +57,21 @@ def same(one: Path, other: Path) -> bool:
     return log_1 == log_2 and held_1.keys() == held_2.keys() and all(torch.equal(held_1[k], held_2[k]) for k in held_1)
 
 
+@pytest.mark.usefixtures("compiled")
+def test_a_run_goes_on_with_the_kernels_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernels(folder: Path, steps: int) -> str:
+        train(ToyPart(), config(mixed_precision="bf16", max_train_steps=steps), folder)
+        saved = state.newest(folder / "checkpoints")
+        assert saved is not None
+        return saved.about["execution"]["kernels"]
+
+    monkeypatch.setenv("MEZZOTINT_KERNELS", "torch")
+    assert kernels(tmp_path / "old", 2) == "torch"
+    monkeypatch.setenv("MEZZOTINT_KERNELS", "auto")
+    assert kernels(tmp_path / "old", 4) == "torch"
+    assert kernels(tmp_path / "new", 2) == "native"
+
+
 def life(folder: Path, settings: TrainConfig, die_at: int, breakage: Callable[[], None] = lambda: None) -> int:
     """Train in a child that is killed at the `die_at`-th dangerous point; its exit status.
 

@@ -58,11 +58,13 @@ class Unit(NamedTuple):
 
 UNITS = (
     Unit("ops.cpp", ("-O2",), needs_torch=True),
+    Unit("ops_gradients.cpp", ("-O2",), needs_torch=True),
+    Unit("ops_int8.cpp", ("-O2",), needs_torch=True),
     Unit("attention_avx512bf16.cpp", (*_AVX512, "-mavx512bf16")),
     Unit("int8.cpp", (*_AVX512, "-ffp-contract=off")),  # the same bits as torch's
     *(
         Unit(source, (*flags, *_FINITE, f"-DMEZZOTINT_ISA={name}"))
-        for source in ("attention_float32.cpp", "group_norm.cpp")
+        for source in ("attention_float32.cpp", "group_norm.cpp", "gradients.cpp")
         for name, flags in (("avx2", _AVX2), ("avx512", _AVX512))
     ),
 )

@@ -15,6 +15,8 @@ import torch
 
 from mezzotint.checkpoints.files import write_state
 from mezzotint.errors import CheckpointError, ConfigError
+from mezzotint.kernels.pages import keep_freed
+from mezzotint.kernels.training import TrainingKernels, possible
 from mezzotint.training import state
 from mezzotint.training.config import TrainConfig
 from mezzotint.training.journal import Journal, Pace
@@ -47,9 +49,15 @@ def train(
         is not finite, with the batches written to nonfinite.json; CheckpointError if the end cannot be saved.
     """
     together = together or joined()
-    run = Run(part, config, together)
-    about = {"trajectory": config.trajectory(), "execution": execution(config, together.count)}
-    saves, saved_at = folder / "checkpoints", _begin(run, folder, about, is_continued=is_continued)
+    keep_freed()
+    saves = folder / "checkpoints"
+    saved = _found(saves, is_continued=is_continued)
+    kernels = _kernels(config, saved)
+    run = Run(part, config, together, kernels)
+    about = {"trajectory": config.trajectory(), "execution": execution(config, together.count, kernels)}
+    if saved is not None:
+        _continue(run, saved, about)
+    saved_at = run.step
     journal = Journal(folder, keep_until=run.step) if together.is_first else None
     pace = Pace(config.batch, run.dtype)
     while run.step < config.max_train_steps:
@@ -116,18 +124,27 @@ def tell(journal: Journal, watcher: Watcher, until: int) -> None:
             journal.add(found.step, EVALUATION, found.values, {})
 
 
-def _begin(run: Run, folder: Path, about: dict[str, Any], *, is_continued: bool) -> int:
-    """Put the run where the folder's newest checkpoint is; that step, or 0."""
-    saved = state.newest(folder / "checkpoints")
-    if saved is None:
-        return 0
-    if not is_continued:
-        raise ConfigError(f"{folder} holds a run at step {saved.step}; resume it, or take another --out")
+def _found(saves: Path, *, is_continued: bool) -> state.Saved | None:
+    """The newest checkpoint, if there is one."""
+    saved = state.newest(saves)
+    if saved is not None and not is_continued:
+        raise ConfigError(f"{saves.parent} holds a run at step {saved.step}; resume it, or take another --out")
+    return saved
+
+
+def _kernels(config: TrainConfig, saved: state.Saved | None) -> TrainingKernels:
+    """How the run computes: as it began, as far as this machine can; a new one as fast as it can."""
+    if config.mixed_precision != "bf16":
+        return "torch"
+    return possible("native" if saved is None else saved.about["execution"].get("kernels", "torch"))
+
+
+def _continue(run: Run, saved: state.Saved, about: dict[str, Any]) -> None:
     run.restore(saved)
     log.info("continuing at step %d", run.step)
-    if saved.about["execution"] != about["execution"]:
-        log.warning("continued on %s, begun on %s: bits may differ", about["execution"], saved.about["execution"])
-    return saved.step
+    begun = {"kernels": "torch", **saved.about["execution"]}  # checkpoints of 0.1 do not say
+    if begun != about["execution"]:
+        log.warning("continued on %s, begun on %s: bits may differ", about["execution"], begun)
 
 
 @contextmanager
@@ -141,9 +158,14 @@ def _surviving(what: str, step: int, *, is_last: bool) -> Generator[None]:
         log.error("step %d has no %s, training goes on: %s", step, what, error)
 
 
-def execution(config: TrainConfig, processes: int) -> dict[str, Any]:
+def execution(config: TrainConfig, processes: int, kernels: TrainingKernels) -> dict[str, Any]:
     """What besides the recipe decides the bits of a run."""
-    told = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": config.mixed_precision}
+    told = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "precision": config.mixed_precision,
+        "kernels": kernels,
+    }
     return told if processes == 1 else told | {"processes": processes}
 
 

@@ -1,7 +1,8 @@
 """Where forward and backward run: float32 weights themselves, or bfloat16 copies that are made once per step.
 
 Autocast would cast every weight at every use. Copies cost one pass over the weights per step, and gradients come back
-into float32 before anything is accumulated in them. Attention over short sequences is written out as two matrix
+into float32 before anything is accumulated in them. Copies on a processor are quickened where its kernels are built
+(`kernels/training.py`). Attention over short sequences is written out as two matrix
 products, because the backward pass of PyTorch's CPU flash attention is several times slower there.
 """
 
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mezzotint.kernels.training import TrainingKernels, quicken
 
 SHORT = 1024  # positions up to which written-out attention is faster on a CPU
 
@@ -53,14 +56,16 @@ class ExplicitAttention:
 class Working:
     """`networks`: the masters' working copies. In float32 they are the masters themselves."""
 
-    def __init__(self, masters: Mapping[str, nn.Module], dtype: torch.dtype) -> None:
+    def __init__(
+        self, masters: Mapping[str, nn.Module], dtype: torch.dtype, kernels: TrainingKernels = "torch"
+    ) -> None:
         self.masters = masters
         self.is_copy = dtype != torch.float32
-        self.networks = (
-            {name: copy.deepcopy(module).to(dtype) for name, module in masters.items()}
-            if self.is_copy
-            else dict(masters)
-        )
+        self.networks = dict(masters)
+        if self.is_copy:
+            self.networks = {name: copy.deepcopy(module).to(dtype) for name, module in masters.items()}
+            if kernels == "native":
+                self.networks = {name: quicken(network) for name, network in self.networks.items()}
 
     @torch.no_grad()
     def refresh(self, name: str) -> None:
@@ -80,6 +85,6 @@ class Working:
             return
         for master, worker in zip(self.masters[name].parameters(), self.networks[name].parameters(), strict=True):
             if worker.grad is not None:
-                grad = worker.grad.float()
+                grad = worker.grad.to(torch.float32, memory_format=torch.contiguous_format)
                 master.grad = grad if master.grad is None else master.grad.add_(grad)
                 worker.grad = None

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mezzotint.data.batches import BucketOrder
 from mezzotint.data.order import Order, key
 from mezzotint.errors import CheckpointError, MezzotintError
+from mezzotint.kernels.training import TrainingKernels
 from mezzotint.training import ema, state
 from mezzotint.training.config import TrainConfig
 from mezzotint.training.part import Batch, Bucketed, Loss, Part
@@ -35,7 +36,9 @@ class Run:
     Raises: ConfigError if the micro-batches of a step cannot be shared out.
     """
 
-    def __init__(self, part: Part, config: TrainConfig, together: Processes = ALONE) -> None:
+    def __init__(
+        self, part: Part, config: TrainConfig, together: Processes = ALONE, kernels: TrainingKernels = "torch"
+    ) -> None:
         self.part, self.config, self.together = part, config, together
         self.step = 0
         buckets = part.buckets if isinstance(part, Bucketed) else None
@@ -46,7 +49,7 @@ class Run:
         )
         together.share(self.batches())
         self.dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
-        self.working = Working(part.players, self.dtype)
+        self.working = Working(part.players, self.dtype, kernels)
         self.flops: dict[str, int] = {}  # of a micro-batch: three times the forward pass of each player's loss
         self.shapes: dict[str, nn.Module] = {}  # of sharded players, without weights
         if config.sharded and together.count > 1:

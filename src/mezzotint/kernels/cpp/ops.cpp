@@ -1,46 +1,14 @@
 // The operations as torch sees them: shapes, memory, threads, and the choice of kernel for this processor.
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/native/CPUBlas.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
-#include <atomic>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <limits>
 
 #include "attention.h"
-#include "group_norm.h"
-#include "int8.h"
+#include "ops.h"
 
 namespace {
 
 using at::Tensor;
 using namespace mezzotint;
-
-// torch's own variable, so that what it is limited to limits these kernels too.
-bool is_limited_to(const char *what) {
-  static const char *limit = std::getenv("ATEN_CPU_CAPABILITY");
-  return limit && !std::strcmp(limit, what);
-}
-bool has_avx2() {
-  return !is_limited_to("default") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
-bool has_avx512() {
-  return has_avx2() && !is_limited_to("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-bool has_bf16_pairs() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
-// AMX, by oneDNN's own check.
-bool has_tiles() { return has_bf16_pairs() && at::native::cpublas::could_pack(at::kBFloat16); }
-
-// A buffer for vectors of 64 bytes.
-Tensor buffer(int64_t count, at::ScalarType type, const Tensor &like) {
-  return at::empty({count}, like.options().dtype(type).memory_format(std::nullopt));
-}
 
 template <typename T> Strided<T> strided(const Tensor &x) {
   return {reinterpret_cast<const T *>(x.const_data_ptr()), x.stride(0), x.stride(1), x.stride(2)};
@@ -170,14 +138,6 @@ Tensor attention(const Tensor &q, const Tensor &k, const Tensor &v, double scale
   return attention_by(q, k, v, scale, has_avx512());
 }
 
-// A channels_last picture, and its positions in chunks.
-struct Picture {
-  int64_t batch, channels, positions;
-  explicit Picture(const Tensor &x) : batch(x.size(0)), channels(x.size(1)), positions(x.size(2) * x.size(3)) {}
-  int64_t chunks() const { return (positions + CHUNK - 1) / CHUNK; }
-  int64_t size(int64_t chunk) const { return std::min(CHUNK, positions - chunk * CHUNK); }
-};
-
 // First pass: of every chunk and channel, mean and sum of squared distances from it; both [batch chunks channels].
 template <typename T> void measure(const Picture &picture, const Tensor &x, float *mean, float *squares) {
   const auto *from = reinterpret_cast<const T *>(x.const_data_ptr());
@@ -229,31 +189,25 @@ std::pair<double, double> joined(const Picture &picture, const float *mean, cons
 
 template <typename T, typename U>
 void normalise(const Tensor &x, const Tensor &y, int64_t groups, const float *weight, const float *bias,
-               const float *shift, double eps, bool silu) {
+               const float *shift, double eps, bool silu, const Told &told) {
   const Picture picture(x);
   const int64_t channels = picture.channels, width = channels / groups, per = picture.chunks() * channels;
-  const Tensor memory = buffer(2 * picture.batch * (per + channels), at::kFloat, x);
+  const Tensor memory = buffer(2 * picture.batch * per, at::kFloat, x);
   float *mean = memory.mutable_data_ptr<float>(), *squares = mean + picture.batch * per;
-  float *scale = squares + picture.batch * per, *offset = scale + picture.batch * channels;
   measure<T>(picture, x, mean, squares);
   for (int64_t b = 0; b < picture.batch; b++)
     for (int64_t g = 0; g < groups; g++) {
       const float *added = shift ? shift + b * channels : nullptr;
       const auto [centre, inverse] = joined(picture, mean + b * per, squares + b * per, added, g * width, width, eps);
+      told.centre[b * groups + g] = (float)centre;
+      told.inverse[b * groups + g] = (float)inverse;
       for (int64_t c = g * width; c < (g + 1) * width; c++) {
         const double factor = inverse * (weight ? weight[c] : 1);
-        scale[b * channels + c] = (float)factor;
-        offset[b * channels + c] = (float)((bias ? bias[c] : 0) + ((added ? added[c] : 0) - centre) * factor);
+        told.scale[b * channels + c] = (float)factor;
+        told.offset[b * channels + c] = (float)((bias ? bias[c] : 0) + ((added ? added[c] : 0) - centre) * factor);
       }
     }
-  rescale<T, U>(picture, x, y, scale, offset, silu);
-}
-
-void check_picture(const char *name, const Tensor &x) {
-  TORCH_CHECK(has_avx2(), name, ": this processor has no AVX2");
-  TORCH_CHECK(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast), name, ": a channels_last [b c h w]");
-  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, name, ": ", x.scalar_type(),
-              " is neither float32 nor bfloat16");
+  rescale<T, U>(picture, x, y, told.scale, told.offset, silu);
 }
 
 // Mean and sum of squared distances from it of every picture and channel: [2 b c], float64.
@@ -291,61 +245,29 @@ void scaled(const Tensor &x, const Tensor &scale, const Tensor &offset, bool sil
   run(Picture(x), x, y, scale.const_data_ptr<float>(), offset.const_data_ptr<float>(), silu);
 }
 
-Tensor group_norm(const Tensor &x, int64_t groups, const std::optional<Tensor> &weight,
-                  const std::optional<Tensor> &bias, double eps, bool silu, const std::optional<Tensor> &shift,
-                  std::optional<at::ScalarType> dtype) {
+// The result and what it was made by (Told), which its gradient needs.
+std::tuple<Tensor, Tensor> group_norm_forward(const Tensor &x, int64_t groups, const std::optional<Tensor> &weight,
+                                              const std::optional<Tensor> &bias, double eps, bool silu,
+                                              const std::optional<Tensor> &shift, std::optional<at::ScalarType> dtype) {
   check_picture("group_norm", x);
   const at::ScalarType in = x.scalar_type(), out = dtype.value_or(in);
   TORCH_CHECK(out == at::kFloat || out == at::kBFloat16, "group_norm: ", out, " is neither float32 nor bfloat16");
   TORCH_CHECK(groups > 0 && x.size(1) % groups == 0, "group_norm: ", x.size(1), " channels in ", groups, " groups");
-  const auto values = [&](const std::optional<Tensor> &given, int64_t count) {
-    if (!given.has_value()) return Tensor();
-    TORCH_CHECK(given->numel() == count, "group_norm: ", given->numel(), " values for ", count, " channels");
-    return given->to(at::kFloat).contiguous();
-  };
-  const Tensor w = values(weight, x.size(1)), b = values(bias, x.size(1)), s = values(shift, x.size(0) * x.size(1));
-  const auto data = [](const Tensor &t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; };
+  const int64_t batch = x.size(0), channels = x.size(1);
+  const Tensor w = floats(weight, channels), b = floats(bias, channels), s = floats(shift, batch * channels);
   Tensor y = at::empty(x.sizes(), x.options().dtype(out).memory_format(at::MemoryFormat::ChannelsLast));
-  if (y.numel() == 0) return y;
+  Tensor told = buffer(Told::size(batch, channels, groups), at::kFloat, x);
+  if (y.numel() == 0) return {y, told};
   const auto run = in == at::kFloat ? (out == at::kFloat ? normalise<float, float> : normalise<float, bfloat16>)
                                     : (out == at::kFloat ? normalise<bfloat16, float> : normalise<bfloat16, bfloat16>);
-  run(x, y, groups, data(w), data(b), data(s), eps, silu);
-  return y;
+  run(x, y, groups, data(w), data(b), data(s), eps, silu, Told(told.mutable_data_ptr<float>(), batch, channels, groups));
+  return {y, told};
 }
 
-constexpr int64_t GRAIN = 1 << 15; // numbers that are worth a thread
-
-template <typename T> std::tuple<Tensor, Tensor> as_bytes(const Tensor &x) {
-  const T *from = reinterpret_cast<const T *>(x.const_data_ptr());
-  std::atomic<uint32_t> bits{0};
-  at::parallel_for(0, x.numel(), GRAIN, [&](int64_t begin, int64_t end) {
-    const uint32_t own = avx512::largest(from + begin, end - begin);
-    uint32_t known = bits.load();
-    while (known < own && !bits.compare_exchange_weak(known, own)) {
-    }
-  });
-  const uint32_t found = bits.load();
-  float largest;
-  std::memcpy(&largest, &found, 4);
-  Tensor scale = at::empty({1}, x.options().dtype(at::kFloat).memory_format(std::nullopt));
-  const float step = largest / 127.0f, least = std::numeric_limits<float>::min();
-  *scale.mutable_data_ptr<float>() = step < least ? least : step; // what is no number stays so
-  Tensor y = at::empty_like(x, x.options().dtype(at::kByte));
-  uint8_t *to = y.mutable_data_ptr<uint8_t>();
-  const float factor = 1.0f / (step < least ? least : step);
-  at::parallel_for(0, x.numel(), GRAIN, [&](int64_t begin, int64_t end) {
-    avx512::bytes(from + begin, to + begin, end - begin, factor);
-  });
-  return {y, scale};
-}
-
-// x as bytes about 128 in the layout of x, and the scale [1] of their steps: a 127th of the largest magnitude.
-std::tuple<Tensor, Tensor> bytes(const Tensor &x) {
-  TORCH_CHECK(has_avx512(), "bytes: this processor has no AVX-512");
-  TORCH_CHECK(x.is_non_overlapping_and_dense(), "bytes: x has gaps");
-  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16, "bytes: ", x.scalar_type(),
-              " is neither float32 nor bfloat16");
-  return x.scalar_type() == at::kFloat ? as_bytes<uint32_t>(x) : as_bytes<uint16_t>(x);
+Tensor group_norm(const Tensor &x, int64_t groups, const std::optional<Tensor> &weight,
+                  const std::optional<Tensor> &bias, double eps, bool silu, const std::optional<Tensor> &shift,
+                  std::optional<at::ScalarType> dtype) {
+  return std::get<0>(group_norm_forward(x, groups, weight, bias, eps, silu, shift, dtype));
 }
 
 std::string instructions() {
@@ -359,10 +281,11 @@ TORCH_LIBRARY(mezzotint, m) {
   m.def("attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor");
   m.def("attention_by(Tensor q, Tensor k, Tensor v, float scale, bool is_wide) -> Tensor");
   m.def("attention_by_tiles(Tensor q, Tensor k, Tensor v, float scale) -> Tensor");
+  m.def("group_norm_forward(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? shift, "
+        "ScalarType? dtype) -> (Tensor, Tensor)");
   m.def("group_norm(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? shift, "
         "ScalarType? dtype) -> Tensor");
   m.def("moments(Tensor x) -> Tensor");
-  m.def("bytes(Tensor x) -> (Tensor, Tensor)");
   m.def("scaled(Tensor x, Tensor scale, Tensor offset, bool silu, Tensor(a!) y) -> ()");
 }
 
@@ -370,8 +293,8 @@ TORCH_LIBRARY_IMPL(mezzotint, CPU, m) {
   m.impl("attention", attention);
   m.impl("attention_by", attention_by);
   m.impl("attention_by_tiles", attention_by_tiles);
-  m.impl("bytes", bytes);
   m.impl("group_norm", group_norm);
+  m.impl("group_norm_forward", group_norm_forward);
   m.impl("moments", moments);
   m.impl("scaled", scaled);
 }

@@ -1,0 +1,136 @@
+"""Operations of a training step with their gradients: compiled ones, and convolutions in the order that is quickest.
+
+What lies between input and output of an operation is computed again in float32 for the gradient, never stored. Maps are
+channels-last.
+
+Letters: b batch, c o channels in and out, h w rows and columns, n rows of a product, k side of a filter.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_ops: Any = torch.ops.mezzotint  # Any: torch leaves its operators untyped
+
+
+SMALL = 6  # columns of maps below which oneDNN's channels-last convolutions, and its gradients of weights, are slow
+
+
+def group_norm(
+    x: Float[Tensor, "b c h w"], norm: nn.GroupNorm, *, is_silu: bool, shift: Float[Tensor, "b c"] | None = None
+) -> Float[Tensor, "b c h w"]:
+    """GroupNorm of x + shift, then SiLU if asked. Compiled only (`native.available`); float32 or bfloat16."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    return _apply(_GroupNorm, x, norm.weight, norm.bias, shift, norm.num_groups, norm.eps, is_silu)
+
+
+def geglu(x: Float[Tensor, "*n c2"]) -> Float[Tensor, "*n c"]:
+    """The first half of the last dimension times the exact GELU of the second. Compiled only."""
+    return _apply(_Geglu, x.contiguous())
+
+
+def convolution(x: Float[Tensor, "b c h w"], module: nn.Conv2d) -> Float[Tensor, "b o h w"]:
+    """The module's convolution of a channels-last map."""
+    if x.shape[-1] < SMALL and module.kernel_size == (3, 3) and module.stride == (1, 1) and module.padding == (1, 1):
+        return _apply(_SmallConvolution, x, module.weight, module.bias)
+    return F.conv2d(x, module.weight, module.bias, module.stride, cast(Any, module.padding))  # Any: a pair here
+
+
+def pointwise(x: Float[Tensor, "b c h w"], module: nn.Conv2d) -> Float[Tensor, "b o h w"]:
+    """A 1x1 convolution of a channels-last map, as a product."""
+    return F.linear(x.permute(0, 2, 3, 1), module.weight.flatten(1), module.bias).permute(0, 3, 1, 2)
+
+
+def interleaved(four: Float[Tensor, "b 4o h1 w1"]) -> Float[Tensor, "b o 2h 2w"]:
+    """The four phases of a 2x2 convolution with padding 1 (`workshop.phases`) as one map of twice the size."""
+    return _apply(_Interleave, four.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class _GroupNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, groups: int, eps: float, is_silu: bool
+    ) -> Tensor:  # Any: torch leaves it untyped, here and below
+        y, told = _ops.group_norm_forward(x, groups, weight, bias, eps, is_silu, shift, x.dtype)
+        ctx.save_for_backward(x, weight, shift, told)
+        ctx.groups, ctx.is_silu = groups, is_silu
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides its names
+        x, weight, shift, told = ctx.saved_tensors
+        g = grads[0].contiguous(memory_format=torch.channels_last)
+        dx, dweight, dbias, dshift = _ops.group_norm_backward(g, x, ctx.groups, weight, shift, ctx.is_silu, told)
+        dshift = None if shift is None else dshift.to(shift.dtype)
+        return dx, dweight.to(weight.dtype), dbias.to(weight.dtype), dshift, None, None, None
+
+
+class _Geglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _ops.geglu(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides its names
+        return _ops.geglu_backward(grads[0].contiguous(), ctx.saved_tensors[0])
+
+
+class _SmallConvolution(torch.autograd.Function):
+    """3x3, padding 1: forward and to x by oneDNN in rows of pictures, to the weights as one product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x.contiguous(), weight, bias, padding=1).contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides its names
+        g, (x, weight) = grads[0], ctx.saved_tensors
+        o, c, k, _ = weight.shape
+        geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])  # of x only
+        dx, _, _ = torch.ops.aten.convolution_backward(g.contiguous(), x.contiguous(), weight, [o], *geometry)
+        flat = g.permute(0, 2, 3, 1).reshape(-1, o)
+        dweight = (flat.t() @ _neighbourhoods(x, k)).view(o, k, k, c).permute(0, 3, 1, 2)
+        return dx.contiguous(memory_format=torch.channels_last), dweight, flat.sum(0)
+
+
+class _Interleave(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, four: Tensor) -> Tensor:  # [b h+1 w+1 4o]
+        b, h, w, o = four.shape[0], four.shape[1] - 1, four.shape[2] - 1, four.shape[3] // 4
+        out = four.new_empty(b, h, 2, w, 2, o)
+        for phase in range(4):
+            i, j = divmod(phase, 2)
+            out[:, :, i, :, j] = four[:, i : i + h, j : j + w, phase * o : (phase + 1) * o]
+        return out.view(b, 2 * h, 2 * w, o)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides its names
+        b, h, w, o = grads[0].shape[0], grads[0].shape[1] // 2, grads[0].shape[2] // 2, grads[0].shape[3]
+        g = grads[0].reshape(b, h, 2, w, 2, o)
+        four = g.new_zeros(b, h + 1, w + 1, 4 * o)
+        for phase in range(4):
+            i, j = divmod(phase, 2)
+            four[:, i : i + h, j : j + w, phase * o : (phase + 1) * o] = g[:, :, i, :, j]
+        return four
+
+
+def _neighbourhoods(x: Float[Tensor, "b c h w"], k: int) -> Float[Tensor, "n kkc"]:
+    """What a k x k filter with padding k // 2 sees at each position, channels innermost; n = b h w."""
+    b, c, h, w = x.shape
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, k // 2, k // 2, k // 2, k // 2))
+    picture, row, column, _ = padded.stride()
+    return padded.as_strided((b, h, w, k, k * c), (picture, row, column, row, 1)).reshape(b * h * w, k * k * c)
+
+
+def _apply(function: type[torch.autograd.Function], *inputs: object) -> Tensor:
+    return cast(Tensor, function.apply(*inputs))  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped

@@ -1,0 +1,100 @@
+"""Networks of the family as they are trained on a processor: the same weights and function, quicker both ways.
+
+`quicken` gives modules of a network forward methods of the classes here: GroupNorm with SiLU and GEGLU compiled with
+their gradients, one product for queries, keys and values, 1x1 convolutions as products, and a nearest upsampling with
+the 3x3 convolution behind it as 2x2 convolutions (16 multiplications instead of 36). It is done to the working copies
+of a run, never to a network that is anybody's. Forward hooks of the layers inside are not called.
+"""
+
+import os
+from typing import Literal, TypeVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mezzotint.kernels import native
+from mezzotint.kernels.gradients import convolution, geglu, group_norm, interleaved, pointwise
+from mezzotint.kernels.packed import side_by_side
+from mezzotint.kernels.policy import VARIABLE
+from mezzotint.kernels.workshop import phases
+from mezzotint.models.attention import Attention, FeedForward, KeysValues, LayerKeys, Transformer
+from mezzotint.models.blocks import ResBlock, Upsample
+
+TrainingKernels = Literal["torch", "native"]
+"""How a run computes: every module as torch runs it, or quickened. Stands in checkpoints; a run never changes it."""
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def possible(asked: TrainingKernels = "native") -> TrainingKernels:
+    """What is asked for, if the compiled operations are built here and MEZZOTINT_KERNELS does not say otherwise."""
+    is_native = asked == "native" and os.environ.get(VARIABLE, "auto") in {"auto", "native"} and native.available()
+    return "native" if is_native else "torch"
+
+
+def quicken(network: N) -> N:
+    """The network itself, its blocks made quick. In place: give it a copy."""
+    for module in network.modules():
+        quick = _QUICK.get(type(module))
+        if quick is not None:
+            module.__class__ = quick
+    return network
+
+
+class QuickResBlock(ResBlock):
+    """A ResBlock of channels-last maps."""
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        shift = None if self.emb is None else self.emb(emb)
+        h = convolution(group_norm(x, self.norm_1, is_silu=True), self.conv_1)
+        h = convolution(group_norm(h, self.norm_2, is_silu=True, shift=shift), self.conv_2)
+        return (pointwise(x, self.shortcut) if isinstance(self.shortcut, nn.Conv2d) else x) + h
+
+
+class QuickUpsample(Upsample):
+    """Nearest neighbour to twice the size, and the convolution behind it."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if size != (2 * x.shape[-2], 2 * x.shape[-1]):
+            return super().forward(x, size)
+        weight, bias = phases(self.conv)
+        return interleaved(F.conv2d(x, weight.to(x.dtype), bias, padding=1))
+
+
+class QuickTransformer(Transformer):
+    """Layers over the positions of a channels-last map, whose tokens are a view of it."""
+
+    def forward(self, x: Tensor, keys: tuple[LayerKeys, ...]) -> Tensor:
+        normed = group_norm(x, self.norm, is_silu=False).permute(0, 2, 3, 1)  # [b h w c]
+        h = self.proj_in(normed.flatten(1, 2))
+        for layer, layer_keys in zip(self.layers, keys, strict=True):
+            h = layer(h, layer_keys)
+        return x + self.proj_out(h).view(normed.shape).permute(0, 3, 1, 2)
+
+
+class QuickAttention(Attention):
+    """Self-attention by one product for queries, keys and values."""
+
+    def forward(self, x: Tensor, keys_values: KeysValues | None = None, *, is_causal: bool = False) -> Tensor:
+        if keys_values is not None:
+            return super().forward(x, keys_values, is_causal=is_causal)
+        fused = F.linear(x, *side_by_side([self.q, self.k, self.v])).view(*x.shape[:2], 3, self.heads, -1)
+        q, k, v = fused.permute(2, 0, 3, 1, 4).unbind()  # [b heads l c/heads]
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+        return self.out(h.transpose(1, 2).flatten(2))
+
+
+class QuickFeedForward(FeedForward):
+    """GEGLU, and nothing kept for its gradient but what goes into it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(geglu(self.in_(x)))
+
+
+_QUICK: dict[type[nn.Module], type[nn.Module]] = {
+    ResBlock: QuickResBlock,
+    Upsample: QuickUpsample,
+    Transformer: QuickTransformer,
+    Attention: QuickAttention,
+    FeedForward: QuickFeedForward,
+}
