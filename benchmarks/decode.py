@@ -3,11 +3,13 @@
 Measures, at 512 and 1024 pixels: seconds of a decode in bands (this package), by this package's own modules, and by
 diffusers in bfloat16 in both memory layouts, in one process with the same seeded random weights, in random order within
 a round; medians of the ratios of one round, smallest and largest; the difference of each from float32.
+Measures, at 512 pixels: of every kind of convolution the seconds, with what normalises and measures its maps; the rate
+of the products that are done, and of those that its definition has; beside the best rate of a packed product.
 Measures, in a fresh process each: the most anonymous memory (RssAnon, sampled every 20 ms) beyond what there was before
 the decode, and how far the picture is from that of the same case decoded whole, where there is one.
 What would make the numbers lie: other work (load is recorded); a scratch folder in memory (its kind is recorded).
 
-    mezzotint doctor --build && python benchmarks/decode.py [--threads 2] [--rounds 3] [--parts speed,memory]
+    mezzotint doctor --build && python benchmarks/decode.py [--threads 2] [--rounds 3] [--parts speed,layers,memory]
 
 Last line of stdout: the same as one JSON object; also written to benchmarks/results/decode.json.
 """
@@ -28,11 +30,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mezzotint.kernels import native
-from mezzotint.kernels.autoencoder import BandedAutoencoder
+from mezzotint.kernels.autoencoder import BandedAutoencoder, Bands
 from mezzotint.kernels.choices import NATIVE, PACKED, KernelSet
+from mezzotint.kernels.convolution import Winograd
+from mezzotint.kernels.map import Map
+from mezzotint.kernels.packed import PackedLinear, Weights
 from mezzotint.models.vae import AutoencoderKL, VAEConfig
 from mezzotint.storage import cache_folder
 
@@ -125,6 +130,67 @@ def speed(side: int, rounds: int) -> dict[str, Any]:
     }
 
 
+class Timed(BandedAutoencoder):
+    """Notes the seconds and the operations of every convolution to a map."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.layers: dict[str, list[float]] = {}  # seconds, T operations as defined and as done, how often
+
+    def _convolved(self, x: Map, conv: nn.Conv2d, out: Map, *rest: Any, **options: Any) -> Bands[None]:
+        begun = time.perf_counter()
+        yield from super()._convolved(x, conv, out, *rest, **options)
+        seconds = time.perf_counter() - begun
+        _, channels, rows, columns = out.data.shape
+        side = conv.kernel_size[0]
+        is_doubled = rows > x.rows
+        defined = 2e-12 * channels * rows * columns * conv.in_channels * side**2
+        is_compiled = isinstance(self._convolutions[id(conv)], Winograd)
+        share = (9 if is_compiled else 16) / 36 if is_doubled else 16 / 36 if is_compiled else 1
+        name = f"{side}x{side} {conv.in_channels} to {channels} at {rows}{', doubled' if is_doubled else ''}"
+        noted = self.layers.setdefault(name, [0.0] * 4)
+        self.layers[name] = [a + b for a, b in zip(noted, (seconds, defined, share * defined, 1), strict=True)]
+
+
+@torch.inference_mode()
+def layers(rounds: int) -> dict[str, Any]:
+    """The least of each over some decodes at 512 pixels, and what all of it takes."""
+    a, b = (torch.randn(8192, 1280).bfloat16() for _ in range(2))
+    product = PackedLinear(lambda: Weights(b[:1280], None), [])
+    z, network, least, whole, best = (
+        latent(512),
+        ours(torch.bfloat16),
+        dict[str, list[float]](),
+        float("inf"),
+        float("inf"),
+    )
+    for _ in range(rounds + 1):
+        banded = Timed(network, kernels())
+        banded.decode(latent(64))
+        banded.layers.clear()
+        begun = time.perf_counter()
+        banded.decode(z)
+        whole = min(whole, time.perf_counter() - begun)
+        for name, noted in banded.layers.items():
+            least[name] = min(noted, least.get(name, noted))
+        for _ in range(8):
+            begun = time.perf_counter()
+            product(a)
+            best = min(best, time.perf_counter() - begun)
+    rows = {
+        name: {"count": count, "seconds": seconds, "T/s as defined": defined / seconds, "T/s as done": done / seconds}
+        for name, (seconds, defined, done, count) in least.items()
+    }
+    return {
+        "layers": rows,
+        "seconds": whole,
+        "seconds outside these": whole - sum(row["seconds"] for row in rows.values()),
+        "T as defined": sum(defined for _, defined, _, _ in least.values()),
+        "T as done": sum(done for _, _, done, _ in least.values()),
+        "T/s of a packed product": 2e-12 * 8192 * 1280 * 1280 / best,
+    }
+
+
 def anonymous() -> int:
     """Bytes of this process's memory that no file stands behind."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -133,9 +199,14 @@ def anonymous() -> int:
 
 @torch.inference_mode()
 def memory(side: int, dtype: str, how: str, keep: Path) -> dict[str, Any]:
-    """One decode in this process, which should be fresh; packing the weights is not counted."""
+    """One decode in this process, which should be fresh; packing the weights is not counted.
+
+    `how`: "bands", large maps in files; "memory", all maps in memory; "whole", by the modules themselves.
+    """
     network = ours(getattr(torch, dtype))
     banded = BandedAutoencoder(network, kernels())
+    if how == "memory":
+        banded.max_bytes = 2**63
     run: Callable[[Tensor], Tensor] = banded.decode
     if how == "whole":
         run = lambda z: network.decode(z.to(network.decoder.conv_in.weight.dtype))  # noqa: E731
@@ -181,9 +252,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--parts", default="speed,memory")
+    parser.add_argument("--parts", default="speed,layers,memory")
     parser.add_argument("--sides", default="512")
-    parser.add_argument("--cases", default="1024 float32 whole,1024 float32 bands,2048 bfloat16 bands")
+    parser.add_argument(
+        "--cases", default="1024 float32 whole,1024 float32 bands,2048 bfloat16 memory,2048 bfloat16 bands"
+    )
     parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -205,6 +278,9 @@ def main() -> None:
         for side in map(int, asked.sides.split(",")):
             report[f"speed {side}"] = row = speed(side, asked.rounds)
             print(json.dumps(row))
+    if "layers" in asked.parts:
+        report["layers 512"] = row = layers(asked.rounds)
+        print(json.dumps(row))
     if "memory" in asked.parts:
         with tempfile.TemporaryDirectory() as folder:
             for case in asked.cases.split(","):

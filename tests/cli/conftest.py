@@ -40,6 +40,18 @@ class Ran(NamedTuple):
 Command = Callable[..., Ran]
 
 
+def refuses(command: Command, world: Path, arguments: list[str], code: int, words: str) -> None:
+    """That these arguments are refused in a line or three with these words, and leave no file."""
+    before = sorted(world.rglob("*"))
+    ran = command(*arguments)
+    assert ran.code == code, ran.err
+    assert words in ran.err
+    assert len(ran.err.strip().splitlines()) <= 3
+    assert "Traceback" not in ran.err
+    left = [path for path in sorted(world.rglob("*")) if path not in before and "cache" not in path.parts]
+    assert not [path for path in left if path.is_file()]
+
+
 def drawn(role: str, config: Config) -> Component:
     """A network with random weights of reasonable size."""
     generator = torch.Generator().manual_seed(sum(role.encode()))

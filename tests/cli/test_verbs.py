@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli.conftest import Command
+from cli.conftest import Command, refuses
 from mezzotint.images import read_metadata
 
 
@@ -131,14 +131,7 @@ REFUSED = [
 def test_a_wrong_request_is_told_in_a_line_and_leaves_nothing(
     arguments: list[str], code: int, words: str, mezzotint: Command, world: Path
 ) -> None:
-    before = sorted(world.rglob("*"))
-    ran = mezzotint(*arguments)
-    assert ran.code == code, ran.err
-    assert words in ran.err
-    assert len(ran.err.strip().splitlines()) <= 3
-    assert "Traceback" not in ran.err
-    left = [path for path in sorted(world.rglob("*")) if path not in before and "cache" not in path.parts]
-    assert not [path for path in left if path.is_file()]
+    refuses(mezzotint, world, arguments, code, words)
 
 
 def test_a_part_of_the_model_that_is_missing_is_named(mezzotint: Command, world: Path) -> None:

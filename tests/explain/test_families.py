@@ -42,7 +42,7 @@ def test_two_towers_and_the_vector_of_sizes_are_told(tiny_xl: System) -> None:
     told = tell(tiny_xl, request)
     assert np.array_equal(np.asarray(told.result.images[0]), np.asarray(generate(tiny_xl, request).images[0]))
     sections = {section.id: section for section in told.story.sections}
-    assert "vector [1, 1568]" in sections["numbers"].shapes  # 32 pooled, six sizes of 256
+    assert "vector [1 1568]" in sections["numbers"].shapes  # 32 pooled, six sizes of 256
     assert any("2 text towers" in block.get("text", "") for block in sections["tokens"].blocks)
     assert any(code.text.startswith("def sized_vector") for code in sections["numbers"].code)
 

@@ -1,6 +1,7 @@
 """A story changes nothing, is the same every time, quotes the code that stands in the files, and fits into a page."""
 
 import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 import mezzotint
 from cli.conftest import save_folder, tiny_checkpoint
 from mezzotint.errors import RequestError
-from mezzotint.explain.blocks import bars, code_of, heat, packed, without_times
+from mezzotint.explain.blocks import bars, code_of, dots, heat, packed, uri, without_times
 from mezzotint.explain.steps import mixture
 from mezzotint.explain.story import FRAMES, Story, made, tell
 from mezzotint.pipeline.generate import generate
@@ -108,7 +109,7 @@ def test_guidance_mixes_anew_what_the_sampler_was_told(tiny: System) -> None:
     """At the scale that was asked for, the slider's picture is the step's own answer."""
     for rescale in (0.0, 0.7):
         request = Request(prompt="a red fox", steps=3, seed=2, guidance=5.0, sampler="euler", guidance_rescale=rescale)
-        scene = made(tiny, request).scene
+        scene = made(tiny, request)[0]
         for moment in scene.moments:
             assert torch.equal(mixture(scene, moment, 5.0), moment.answer)
             assert torch.equal(mixture(scene, moment, 1.0), moment.x0["conditional"])
@@ -116,13 +117,13 @@ def test_guidance_mixes_anew_what_the_sampler_was_told(tiny: System) -> None:
 
 
 def test_the_first_moment_starts_from_the_seed(tiny: System) -> None:
-    scene = made(tiny, Request(prompt="a fox", steps=2, seed=9)).scene
+    scene = made(tiny, Request(prompt="a fox", steps=2, seed=9))[0]
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(9))
     assert torch.equal(scene.moments[0].query.x, scene.resolved.plan.initial_scale * noise)
 
 
 def test_steps_are_chosen_when_there_are_many(tiny: System) -> None:
-    scene = made(tiny, Request(prompt="a fox", steps=40, seed=1)).scene
+    scene = made(tiny, Request(prompt="a fox", steps=40, seed=1))[0]
     steps = sorted(scene.watching.moments)
     assert len(steps) == FRAMES
     assert (steps[0], steps[-1]) == (0, len(scene.resolved.levels) - 2)
@@ -170,6 +171,17 @@ def test_a_file_that_cannot_be_written_is_refused_with_its_name(story: Story, tm
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RequestError, match=r"story\.html.*cannot be written"):
         story.save(tmp_path / "file" / "story.html")
+
+
+@pytest.mark.parametrize("size", [(2048, 1024), (96, 64)])
+def test_pictures_are_shrunk_to_what_is_shown(size: tuple[int, int]) -> None:
+    """A noisy picture is the worst case: of 4 million pixels it would take more than the page may."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    with Image.open(io.BytesIO(base64.b64decode(uri(noise).partition(",")[2]))) as found:
+        assert found.size == (min(size[0], 512), min(size[1], 256))
+    assert dots(noise).size == (-(-size[0] // -(-size[0] // 64)), -(-size[1] // -(-size[0] // 64)))
+    assert np.asarray(dots(noise)).std() == pytest.approx(np.asarray(noise).std(), rel=0.05), "as noisy as it was"
+    assert np.asarray(noise.resize((64, 32))).std() < 60, "what means of neighbours would make of it"
 
 
 def test_blocks_keep_their_numbers() -> None:

@@ -67,31 +67,34 @@ def main() -> None:
                 gone.add(head["job"])
 
     say({"is": "hello"})
+    clock = 0.0  # when the engine is free: nothing is lost between two jobs
     while True:
-        hear(0.0 if waiting else 3600.0, is_idle=not waiting)
+        is_idle = not waiting
+        hear(3600.0 if is_idle else 0.0, is_idle=is_idle)
+        if is_idle:
+            clock = time.monotonic()
         if not waiting:
             continue
         head = waiting.popleft()
         job, number, began = head["job"], 0, time.monotonic()
+        total = sum(request.get("count", 1) for request in head["requests"])
         for index, request in enumerate(head["requests"]):
             prompt = request.get("prompt", "")
             if prompt == "die":
                 os._exit(9)
             for image in range(request.get("count", 1)):
                 place = {"job": job, "request": index, "image": image, "number": number}
-                for step in range(STEPS):
-                    if job in gone:
-                        break
-                    deadline = time.monotonic() + SERVICE_S / STEPS * (10 if prompt == "slow" else 1)
-                    while (left := deadline - time.monotonic()) > 0:
-                        hear(left)
-                    total = sum(request.get("count", 1) for request in head["requests"])
-                    say({"is": "progress", **place, "step": step + 1, "steps": STEPS, "total": total, "sigma": 1.0})
-                if job in gone or prompt == "fail":
-                    break
                 seed = request.get("seed", 0) + image
                 record = {"schema": 1, "resolved": {"request": {"prompt": prompt, "seed": seed}}}
                 png = encode(Image.new("RGB", (64, 64), (seed % 256, 0, 0)), "", record)
+                for step in range(STEPS):
+                    if job in gone:
+                        break
+                    clock += SERVICE_S / STEPS * (10 if prompt == "slow" else 1)
+                    hear(max(0.0, clock - time.monotonic()))
+                    say({"is": "progress", **place, "step": step + 1, "steps": STEPS, "total": total, "sigma": 1.0})
+                if job in gone or prompt == "fail":
+                    break
                 say({"is": "picture", **place, "seed": seed, "width": 64, "height": 64}, png)
                 number += 1
         busy = time.monotonic() - began

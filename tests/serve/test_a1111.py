@@ -1,4 +1,4 @@
-"""webuiapi against the real server: its whole scenario."""
+"""webuiapi against the real server with the packaged model: its whole scenario."""
 
 import json
 import threading
@@ -137,9 +137,9 @@ def test_skip_leaves_one_picture_out(api: Api, served: Served) -> None:
 
 def test_options_models_and_everything_that_clients_ask_for(api: Api, client: httpx.Client) -> None:
     options = api.get_options()
-    assert options["sd_model_checkpoint"] == api.util_get_current_model() == "model"
+    assert options["sd_model_checkpoint"] == api.util_get_current_model() == "icons"
     api.set_options(options)  # as Open WebUI does: all of it, unchanged
-    assert {"model", "unclip"} <= set(api.util_get_model_names())
+    assert {"icons", "model", "unclip"} <= set(api.util_get_model_names())
     assert client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "nothing"}).status_code == 422
     assert api.get_scripts() == {"txt2img": [], "img2img": []}
     assert api.get_embeddings() == {"loaded": {}, "skipped": {}}

@@ -143,6 +143,10 @@ def server_ends_in_order(served: Served) -> None:
         task.join(60)
         assert answers[0].status_code == 200
     assert served.process.wait(60) == 0
+    served.stop()  # reads what it has said
+    lines = "".join(served.said).splitlines()
+    assert [line for line in lines if line.startswith("ready       model: Stable Diffusion 1.x, ")], lines
+    assert [line for line in lines if line.startswith("draining    ") and "jobs are finished first" in line], lines
     store = Store(served.gallery)
     told = [store.job(job) for job in taken]
     store.close()

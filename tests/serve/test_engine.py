@@ -1,5 +1,6 @@
 """The engine: every picture is its solo picture, whatever else is being made; a job that ends takes nothing with it."""
 
+import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from mezzotint.pipeline.generate import generate
 from mezzotint.pipeline.making import Making
 from mezzotint.pipeline.request import Request
 from mezzotint.pipeline.system import System, load
-from mezzotint.serve.engine import Engine
+from mezzotint.serve.engine import Engine, Job
 from mezzotint.serve.wire import Frame
 from mezzotint.serve.wish import referred, told
 
@@ -164,6 +165,84 @@ def test_cancel_takes_effect_before_the_next_step_and_for_that_job_alone(system:
     assert crowd.pictures("stays") == solo(system, Request(prompt="a", steps=3, seed=1))
     crowd.engine.obey(Frame({"do": "cancel", "job": "goes"}))  # once more: nobody is there
     assert len(crowd.said("goes", "cancelled")) == 1
+
+
+TOLD = Request(prompt="a red fox", steps=6, seed=7)
+
+
+def told_beside_others(system: System) -> Room:
+    """Somebody has a picture explained; when its telling begins, somebody else wants one of many steps."""
+    crowd = room(system)
+    crowd.make("told", TOLD, explain=True)
+    while not crowd.said("told", "telling"):
+        crowd.engine.turn()
+    crowd.make("other", Request(prompt="b", steps=100, seed=1))
+    crowd.run()
+    return crowd
+
+
+def steps_before_the_story(crowd: Room) -> int:
+    """How many steps the other one got while the story was told."""
+    kinds = [head["is"] for head, _ in crowd.heard]
+    return kinds[kinds.index("telling") : kinds.index("story")].count("progress")
+
+
+def test_an_explained_picture_is_its_solo_picture_and_its_story_leaves_turns_to_others(system: System) -> None:
+    crowd = told_beside_others(system)
+    assert crowd.pictures("told") == solo(system, TOLD)
+    assert steps_before_the_story(crowd) > 3
+    (story,) = (parts[0] for head, parts in crowd.heard if head["is"] == "story")
+    blocks = [block for section in json.loads(story)["sections"] for block in section["blocks"]]
+    frames = next(block["frames"] for block in blocks if "frames" in block)
+    assert [frame["step"] for frame in frames] == list(range(6))
+
+
+def test_a_story_that_is_told_at_one_go_would_be_caught(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_pieces = Engine._tell  # pyright: ignore[reportPrivateUsage]  # what is replaced
+
+    def at_one_go(engine: Engine, job: Job) -> None:
+        while job.telling is not None:
+            in_pieces(engine, job)
+
+    monkeypatch.setattr(Engine, "_tell", at_one_go)
+    assert steps_before_the_story(told_beside_others(system)) <= 1
+
+
+def test_a_story_is_given_up_between_its_pieces(system: System) -> None:
+    crowd = room(system)
+    crowd.make("goes", TOLD, explain=True)
+    while not crowd.said("goes", "telling"):
+        crowd.engine.turn()
+    crowd.run(3)
+    (job,) = crowd.engine.jobs.values()
+    crowd.engine.obey(Frame({"do": "cancel", "job": "goes"}))
+    assert not crowd.engine.jobs
+    assert crowd.said("goes", "cancelled")
+    assert not crowd.said("goes", "story")
+    assert job.telling is not None
+    with pytest.raises(StopIteration):
+        next(job.telling)
+
+
+def test_a_story_that_is_too_large_fails_in_words(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mezzotint.serve.engine.STORY_BYTES", 1000)
+    crowd = room(system)
+    crowd.make("large", TOLD, explain=True)
+    crowd.run()
+    assert "more than 1000 bytes" in crowd.said("large", "failed")[0]["detail"]
+    assert crowd.pictures("large")
+
+
+def test_rows_that_somebody_looks_at_are_not_merged(shelf_folder: Path) -> None:
+    """Merged ones would be run without the one who looks, and the maps would lack them."""
+    plain = load(shelf_folder / "model", kernels="torch")
+    crowd = room(plain, merge_rows=4)
+    crowd.make("told", TOLD, explain=True)
+    crowd.make("other", TOLD)
+    watching = crowd.engine.jobs["told"].watching
+    crowd.run()
+    assert watching is not None
+    assert watching.evaluations == TOLD.steps
 
 
 def test_skip_goes_on_with_the_next_picture(system: System) -> None:

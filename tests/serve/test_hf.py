@@ -1,4 +1,4 @@
-"""`huggingface_hub.InferenceClient` against the real server."""
+"""`huggingface_hub.InferenceClient` against the real server with the packaged model."""
 
 import io
 from typing import Any

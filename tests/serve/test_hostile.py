@@ -18,14 +18,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import not_a_server_error  # pyright: ignore[reportUnknownVariableType]  # loosely typed
 
-from serve.conftest import Served, made, start, until_true
+from serve.conftest import Served, made, recorded, start, until_true
 from serve.hostile import message, requests
+
+OPTIONS = ("--max-pixels", "6400", "--allow-host", "pictures.example")
 
 
 @pytest.fixture(scope="module")
 def served(shelf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A real server of its own, which makes only small pictures: what is asked for by mistake must not take hours."""
-    served = start(shelf_folder, tmp_path_factory.mktemp("hostile") / "gallery", "--max-pixels", "6400")
+    served = start(shelf_folder, tmp_path_factory.mktemp("hostile") / "gallery", *OPTIONS)
     try:
         served.ready()
         yield served
@@ -127,7 +129,9 @@ def test_hostile_requests_change_and_learn_nothing(served: Served) -> None:
 @pytest.mark.timeout(3600)
 def test_five_thousand_hostile_requests_change_and_learn_nothing(served: Served) -> None:
     seed = int(os.environ.get("HOSTILE_SEED", "1"))
-    print(f"HOSTILE_SEED={seed}", attack(served, 5000, seed))
+    statuses = attack(served, 5000, seed)
+    told = {str(status): count for status, count in sorted(statuses.items())}
+    recorded("G12 to G14 hostile requests", {"requests": 5000, "seed": seed, "server errors": 0, "answers": told})
 
 
 STATE_CHANGING = [
@@ -158,6 +162,17 @@ def test_pages_of_other_sites_and_rebound_names_are_refused(served: Served, line
         sent = message(method, path, host or host_of(served), body, *([line] if line else []))
         answer = exchanged(served, sent, is_half=False)
         assert answer.startswith(b"HTTP/1.1 403"), (method, path, answer[:200])
+
+
+def test_behind_a_proxy_links_lead_through_it(served: Served) -> None:
+    """A proxy with TLS on this machine: its name was allowed, and it says how it was asked."""
+    headers = {"host": "pictures.example", "x-forwarded-for": "192.0.2.1", "x-forwarded-proto": "https"}
+    body = {"prompt": "x", "steps": 1, "response_format": "url", "size": "64x64"}
+    with served.client() as client:
+        answer = client.post("/v1/images/generations", json=body, headers=headers)
+        assert answer.json()["data"][0]["url"].startswith("https://pictures.example/v1/files/p_"), answer.text
+        page = {**headers, "origin": "https://pictures.example", "sec-fetch-site": "same-origin"}
+        assert client.get("/api/v1/server", headers=page).status_code == 200
 
 
 def test_the_page_itself_is_not_refused(served: Served) -> None:
@@ -223,16 +238,17 @@ def test_schemathesis_finds_no_server_error(served: Served) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_schemathesis_finds_no_server_error_in_many_tries(served: Served) -> None:
-    fuzz(served, 150)
+    operations, cases = fuzz(served, 150)
+    recorded("G11 schemathesis", {"operations": operations, "cases": cases, "server errors": 0, "leaks": 0})
 
 
-def fuzz(served: Served, tries: int) -> None:
-    """Every operation of our OpenAPI with so many generated requests, right and wrong ones."""
+def fuzz(served: Served, tries: int) -> tuple[int, int]:
+    """Every operation of our OpenAPI with so many generated requests, right and wrong ones; how many of both."""
     no_server_error: Any = not_a_server_error  # pyright: ignore[reportUnknownVariableType]  # Any: loosely typed
     raw: dict[str, Any] = httpx.get(f"{served.address}/openapi.json").json()  # Any: JSON
     assert raw["openapi"].startswith("3")
     schema: Any = schemathesis.openapi.from_dict(raw)  # Any: loosely typed
-    seen = 0
+    seen = cases = 0
     for result in schema.get_all_operations():
         operation: Any = result.ok()  # Any: loosely typed
         if operation.path in {"/api/v1/events", "/api/v1/models/{name}/load"}:
@@ -240,6 +256,8 @@ def fuzz(served: Served, tries: int) -> None:
         seen += 1
 
         def run(case: Any) -> None:  # Any: loosely typed
+            nonlocal cases
+            cases += 1
             _small(case.body)
             response = case.call(base_url=served.address, timeout=30)
             if response.status_code not in {503}:
@@ -261,6 +279,7 @@ def fuzz(served: Served, tries: int) -> None:
             with contextlib.suppress(Unsatisfiable):  # nothing can be wrong about a request without parameters
                 test()
     assert seen > 40
+    return seen, cases
 
 
 MOST = {"width": 64, "height": 64, "steps": 1, "count": 1, "batch_size": 1, "n_iter": 1, "num_inference_steps": 1}

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mezzotint.explain.blocks import without_times
+from mezzotint.explain.story import explain
 from mezzotint.images import encode, open_image, read_metadata
 from mezzotint.pipeline.generate import generate
 from mezzotint.pipeline.request import Request
@@ -43,6 +45,50 @@ def test_a_job_from_queue_to_picture(client: httpx.Client, plain: System) -> Non
         assert client.get(one["thumb"]).headers["content-type"] == "image/webp"
     assert finished(client, job["id"])["images"] == images
     assert job["id"] in [one["id"] for one in client.get("/api/v1/jobs").json()["jobs"]]
+
+
+def test_a_job_that_is_explained_gives_the_same_picture_and_its_story(client: httpx.Client, plain: System) -> None:
+    wish: dict[str, Any] = {"prompt": "a red fox", "steps": 3, "seed": 1}  # Any: any field
+    answer = client.post("/api/v1/jobs", json={"request": wish, "explain": True})
+    assert answer.status_code == 202, answer.text
+    job = finished(client, answer.json()["id"])
+    assert job["state"] == "done", job["error"]
+    assert client.get(job["images"][0]["url"]).content == generate(plain, Request(**wish)).png(0)
+    seen = events(client, job["id"])
+    assert [kind for _, kind, _ in seen] == ["started", "image", "story", "done"]
+    assert job["story"] == next(data for _, kind, data in seen if kind == "story")
+    told = client.get(job["story"]["url"])
+    assert len(told.content) == job["story"]["bytes"]
+    assert _comparable(told.json()) == _comparable(explain(plain, Request(**wish)).to_json())
+    page = client.get(job["story"]["url"], params={"page": True})
+    assert page.headers["content-disposition"] == f'attachment; filename="{job["id"]}.html"'
+    assert page.text.startswith("<!doctype html>")
+    assert "a red fox" in page.text
+
+
+def _comparable(story: Any) -> Any:  # Any: JSON
+    """What is the same in every run: all but the times, which the last section holds."""
+    told = json.loads(json.dumps(without_times(story)))
+    return told | {"sections": told["sections"][:-1]}
+
+
+def test_a_story_is_of_one_picture_and_others_have_none(client: httpx.Client) -> None:
+    bodies: list[dict[str, Any]] = [{"request": {"count": 2}}, {"requests": [{}, {}]}]  # Any: JSON
+    for body in bodies:
+        refused = client.post("/api/v1/jobs", json={**body, "explain": True})
+        assert refused.status_code == 400
+        assert "one picture is explained at a time" in refused.json()["detail"]
+    job = made(client, prompt="x", steps=1, seed=1)
+    assert job["story"] is None
+    assert client.get(f"/api/v1/jobs/{job['id']}/story").status_code == 404
+
+
+def test_a_story_can_be_cancelled_while_it_is_told(client: httpx.Client) -> None:
+    answer = client.post("/api/v1/jobs", json={"request": {"prompt": "x", "steps": 200, "seed": 1}, "explain": True})
+    name = answer.json()["id"]
+    until_true(lambda: client.get(f"/api/v1/jobs/{name}").json()["images"], "the picture is finished")
+    told = client.delete(f"/api/v1/jobs/{name}").json()
+    assert (told["state"], told["story"]) == ("cancelled", None)
 
 
 def test_previews_come_while_it_runs(client: httpx.Client) -> None:
@@ -147,7 +193,7 @@ def test_foreign_pictures_become_requests(client: httpx.Client, golden: Path) ->
     ours = made(client, prompt="a fox", steps=1, seed=2)
     file = client.get(ours["images"][0]["url"]).content
     told = client.post("/api/v1/inspect", content=file, headers=headers).json()
-    assert (told["source"], told["model"]) == ("mezzotint", "model")
+    assert (told["source"], told["model"]) == ("mezzotint", "icons")
     assert told["request"]["seed"] == 2
     nothing = client.post("/api/v1/inspect", content=PHOTO, headers=headers).json()
     assert (nothing["source"], nothing["request"]) == (None, None)
@@ -156,7 +202,7 @@ def test_foreign_pictures_become_requests(client: httpx.Client, golden: Path) ->
 def test_models_are_listed_and_inspected(client: httpx.Client) -> None:
     told = client.get("/api/v1/models").json()
     by_name = {one["name"]: one for one in told["models"]}
-    assert by_name["model"]["is_current"]
+    assert by_name["icons"]["is_current"]
     assert by_name["unclip"]["bytes"] > 1000
     details = client.get(f"/api/v1/models/{by_name['unclip']['id']}").json()
     assert details["preset"].startswith("sd2-unclip")
@@ -212,6 +258,28 @@ def test_a_wrong_request_is_a_problem_in_words(client: httpx.Client, body: dict[
     assert words in problem["detail"]
     assert problem["code"] == "wrong_request"
     assert problem["request_id"] == answer.headers["x-request-id"]
+
+
+UNREADABLE: list[tuple[str, bytes, int, str]] = [
+    ("application/x-www-form-urlencoded", b'{"request":{}}', 415, "with 'Content-Type: application/json' only (found"),
+    ("", b'{"request":{}}', 415, "(found 'none')"),
+    ("application/json", b"{a", 400, "the body is not JSON: Expecting property name"),
+    ("application/json", b"[1]", 400, "the body must be an object"),
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "status", "words"), UNREADABLE, ids=str)
+@pytest.mark.parametrize("path", ["/api/v1/jobs", "/v1/images/generations", "/sdapi/v1/txt2img", "/hf/text-to-image"])
+def test_a_body_that_cannot_be_read_is_told_what_it_lacks(
+    client: httpx.Client, path: str, kind: str, body: bytes, status: int, words: str
+) -> None:
+    """What curl sends when nobody thinks of its headers, first of all."""
+    answer = client.post(path, content=body, headers={"content-type": kind} if kind else {})
+    assert (answer.status_code, words in answer.text) == (status, True), answer.text
+
+
+def test_a_path_that_is_not_there_is_told_where_to_look(client: httpx.Client) -> None:
+    assert "GET /openapi.json lists" in client.get("/v1/nothing").json()["error"]["message"]
 
 
 def test_what_only_the_model_can_refuse_fails_the_job_in_words(client: httpx.Client) -> None:

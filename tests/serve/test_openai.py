@@ -1,4 +1,4 @@
-"""OpenAI's own client against the real server: its whole scenario."""
+"""OpenAI's own client against the real server with the packaged model: its whole scenario."""
 
 import base64
 import io
@@ -49,6 +49,18 @@ def test_generate(api: openai.OpenAI) -> None:
     assert record is not None
     assert record["resolved"]["request"]["guidance"] == 3
     assert record["resolved"]["request"]["seed"] == 6
+
+
+def test_the_picture_is_of_what_was_asked_for(api: openai.OpenAI) -> None:
+    """Of all scenarios the one that only a trained model passes: the words decide the colour."""
+    tints: dict[str, float] = {}
+    for colour in ("red", "blue"):
+        made = api.images.generate(prompt=f"a {colour} heart, noto emoji", extra_body={"seed": 1, "steps": 6})
+        assert made.data is not None
+        red, _, blue = np.asarray(picture(made.data[0].b64_json)).reshape(-1, 3).mean(0)
+        tints[colour] = red - blue
+    assert tints["red"] > 30
+    assert tints["blue"] < -30
 
 
 def test_the_same_seed_gives_the_same_bytes(api: openai.OpenAI) -> None:
@@ -142,15 +154,15 @@ def test_stream_with_partial_pictures(api: openai.OpenAI) -> None:
 
 def test_models(api: openai.OpenAI) -> None:
     names = [model.id for model in api.models.list().data]
-    assert names[0] == "model"
-    assert "unclip" in names
-    assert api.models.retrieve("model").owned_by == "mezzotint"
+    assert names[0] == "icons"
+    assert {"model", "unclip"} <= set(names)
+    assert api.models.retrieve("icons").owned_by == "mezzotint"
     with pytest.raises(openai.NotFoundError):
         api.models.retrieve("nothing")
 
 
 REFUSED: list[tuple[dict[str, Any], type[openai.APIStatusError], str]] = [  # Any: theirs
-    ({"model": "nothing"}, openai.NotFoundError, "the model 'nothing' does not exist"),
+    ({"model": "nothing"}, openai.NotFoundError, "the model 'nothing' does not exist; one of: icons"),
     ({"size": "65x64"}, openai.BadRequestError, "width 65: must be a multiple of 8"),
     ({"size": "64000x64"}, openai.BadRequestError, "width"),
     ({"size": "huge"}, openai.BadRequestError, "size"),
@@ -175,7 +187,7 @@ def test_wrong_requests_arrive_as_the_errors_that_the_client_knows(
     assert caught.value.request_id
 
 
-@pytest.mark.parametrize("model", ["dall-e-3", "gpt-image-1", "model"])
+@pytest.mark.parametrize("model", ["dall-e-3", "gpt-image-1", "icons"])
 def test_names_that_clients_offer_by_themselves_mean_the_default_model(api: openai.OpenAI, model: str) -> None:
     made = api.images.generate(prompt="x", model=model, size="64x64", quality="low", extra_body={"steps": 1})
     assert made.data

@@ -61,6 +61,31 @@ def test_equal_jobs_come_in_the_order_of_their_arrival():
     assert [ticket.job for ticket in queue.order()] == [str(number) for number in range(20)]
 
 
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.1, 9), st.booleans()), max_size=60))
+def test_jobs_of_one_client_stay_in_order_whatever_begins_or_is_learnt_meanwhile(
+    arrivals: list[tuple[str, float, bool]],
+):
+    queue, begun = Queue(capacity=1e9, places=2), list[str]()
+
+    def step() -> None:
+        if queue.running and len(queue.running) == queue.places:
+            queue.leave(next(iter(queue.running)))
+        if (name := queue.next()) is not None:
+            begun.append(name)
+
+    for number, (client, rate, steps) in enumerate(arrivals):
+        queue.learn(1, rate)
+        queue.offer(f"{client}{number:03}", 1, client, number / 10)
+        if steps:
+            step()
+    for _ in range(3 * len(arrivals)):
+        step()
+    assert len(begun) == len(arrivals)
+    for client in "abc":
+        own = [name for name in begun if name[0] == client]
+        assert own == sorted(own)
+
+
 def test_a_small_job_overtakes_a_large_one_but_not_for_longer_than_that_takes():
     queue = Queue(capacity=1e9, places=1, seconds_per_cost=1.0)
     queue.offer("large", 100, "a", 0)

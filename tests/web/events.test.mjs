@@ -24,6 +24,13 @@ test("events are the same however the stream is cut", () => {
 const JOB = started({ id: "j_1", state: "queued", requests: [{ prompt: "a" }], total: 2, images: [], position: 1 });
 const preview = (number, step) => ({ id: String(10 * number + step), event: "preview", data: { number, step, data: `data:${number}-${step}`, width: 8, height: 8 } });
 
+test("a story comes after the picture", () => {
+  const story = { url: "/api/v1/jobs/j_1/story", bytes: 12 };
+  const told = after(JOB, { id: "8", event: "telling", data: {} });
+  assert.deepEqual([JOB.isTelling, told.isTelling, told.story], [false, true, null]);
+  assert.deepEqual(after(told, { id: "9", event: "story", data: story }).story, story);
+});
+
 test("a job runs from queued to done", () => {
   const events = [
     { id: "1", event: "queued", data: { position: 0, seconds_left: 4 } },

@@ -422,7 +422,7 @@ def test_search_reuse_and_delete(visit: Open) -> None:
     page.get_by_role("button", name="Make the picture").click()
     page.get_by_role("button", name="Reuse all").wait_for()
     done(page)
-    seed = job(opened)["images"][0]["seed"]
+    seed, before = job(opened)["images"][0]["seed"], job(opened)["id"]
     opened.go("gallery")
     page.get_by_label("Search in prompts").fill("zebra lonely")
     found = page.get_by_role("list", name="Pictures").get_by_role("button")
@@ -438,7 +438,8 @@ def test_search_reuse_and_delete(visit: Open) -> None:
     request = json.loads(sent.value.post_data or "")["requests"][0]
     told = (request["seed"], request["steps"], request["guidance"], request["sampler"], request["options"]["eta"])
     assert told == (seed, 3, 2.5, "euler_ancestral", 0.5)
-    page.get_by_role("button", name="Reuse all").wait_for()
+    while job(opened)["id"] == before:  # the server has not answered yet
+        page.wait_for_timeout(50)
     done(page)
     first, second = got(opened, "/images?q=zebra")["images"]
     assert (picture(opened, first["url"]) == picture(opened, second["url"])).all(), "the same picture again"
@@ -660,6 +661,66 @@ def test_a_server_with_a_key_asks_for_it(visit: Open, studio: Path) -> None:
         opened.context.close()  # before the server: a page that loses it says so
 
 
+# Explain
+
+
+def told(page: Page) -> Locator:
+    """The sections of the story on the page."""
+    sections = page.locator("mz-story section")
+    sections.first.wait_for()
+    return sections
+
+
+def test_a_story_is_made_told_and_kept_over_a_reload(visit: Open) -> None:
+    opened = visit()
+    page = opened.go("explain")
+    prompt(page, "a red fox", 6)
+    page.get_by_label("Seed", exact=True).fill("5")
+    page.get_by_label("Seed", exact=True).press("Tab")
+    page.get_by_role("button", name="Make it and explain it").click()
+    count = told(page).count()
+    story = got(opened, f"/jobs/{job(opened, 'explain')['id']}/story")
+    assert count == len(story["sections"])
+    assert ["seed", "5"] in story["facts"]
+    page.get_by_role("link", name="U-Net").click()
+    expect(page.locator("mz-story #steps h2")).to_be_in_viewport()
+    assert page.url.endswith("#explain"), "links of the story are not views"
+    fox = page.locator("mz-story #steps button.chip", has_text="fox")
+    fox.click()
+    expect(page.locator("mz-story #steps .over")).to_be_visible()
+    page.get_by_role("slider", name="step", exact=True).press("Home")
+    expect(page.locator("mz-story output.step")).to_contain_text("step 1:")
+    page.reload()
+    assert told(page).count() == count
+    with page.expect_download() as kept:
+        page.get_by_role("link", name="Save as a page").click()
+    assert kept.value.path().read_text().startswith("<!doctype html>")
+
+
+def test_telling_can_be_stopped(visit: Open) -> None:
+    page = visit().go("explain")
+    prompt(page, "a slow fox", 1000)
+    page.get_by_role("button", name="Make it and explain it").click()
+    expect(page.locator(".plate img.is-preview")).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_text("Stopped.")).to_be_visible()
+    expect(page.locator("mz-story")).to_have_count(0)
+
+
+def test_a_finished_picture_is_explained_by_another_model(visit: Open) -> None:
+    opened = visit()
+    page = opened.go()
+    prompt(page, "a blue bird", 3)
+    page.get_by_role("button", name="Make the picture").click()
+    page.get_by_role("button", name="Explain", exact=True).click()
+    told(page)
+    made, again = (job(opened, place)["images"][0] for place in ("create", "explain"))
+    assert (picture(opened, made["url"]) == picture(opened, again["url"])).all()
+    page.get_by_label("Model", exact=True).select_option("another")
+    page.get_by_role("button", name="Make it and explain it").click()
+    expect(page.locator("mz-story .facts").first).to_contain_text("another")
+
+
 # Everybody
 
 
@@ -670,7 +731,7 @@ def violations(page: Page) -> list[tuple[str, list[str]]]:
     return [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in response["violations"]]
 
 
-VIEWS = ("create", "edit", "gallery", "compare", "models")
+VIEWS = ("create", "edit", "gallery", "compare", "explain", "models")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -686,6 +747,21 @@ def test_a_view_breaks_no_rule_of_accessibility(view: str, scheme: str, visit: O
             summary.click()
     page.wait_for_timeout(300)  # for transitions, whose colours are half-way
     assert violations(page) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_story_breaks_no_rule_of_accessibility(scheme: str, visit: Open) -> None:
+    opened = visit(color_scheme=scheme)
+    page = opened.go("explain")
+    prompt(page, "a red fox in snow", 3)
+    page.get_by_role("button", name="Make it and explain it").click()
+    told(page)
+    page.locator("mz-story #steps button.chip", has_text="fox").click()
+    page.locator("mz-story #steps .layer").first.click()
+    page.wait_for_timeout(300)
+    assert opened.said == []
+    assert violations(page) == []
+    opened.said.clear()  # axe-core writes the style sheet of a shadow root into a style element, which is refused
 
 
 def test_a_dialog_breaks_no_rule_of_accessibility(visit: Open) -> None:
@@ -743,8 +819,30 @@ def test_a_view_fits_the_screen(view: str, size: str, visit: Open, studio: Path)
         box = tab.bounding_box()
         assert box is not None
         assert box["height"] >= 44
-    if view in {"create", "edit", "compare"}:
+    if view in {"create", "edit", "compare", "explain"}:
         expect(page.locator(".primary")).to_be_in_viewport(ratio=1)
+
+
+def test_on_a_phone_a_comparison_comes_into_sight(visit: Open) -> None:
+    page = visit(viewport=SIZES["phone"], has_touch=True).go("compare")
+    page.get_by_label("Prompt", exact=True).fill("a red fox")
+    page.get_by_label("Values").first.fill("2, 3")
+    page.get_by_role("button", name="Make 2 pictures").click()
+    expect(page.get_by_role("region", name="Grid of pictures")).to_be_in_viewport()
+    done(page)
+
+
+def test_the_way_back_leads_out_of_a_picture(visit: Open) -> None:
+    opened = visit()
+    page = opened.go()
+    prompt(page, "a red fox", 1)
+    page.get_by_role("button", name="Make the picture").click()
+    page.get_by_role("link", name="Gallery").click()
+    page.locator("mz-gallery img").first.click()
+    expect(page.get_by_role("dialog", name="Picture")).to_be_visible()
+    page.go_back()
+    expect(page.get_by_role("dialog", name="Picture")).to_be_hidden()
+    expect(page.get_by_role("button", name="Make the picture")).to_be_visible()
 
 
 def test_colours_follow_the_system_and_the_button(visit: Open) -> None:

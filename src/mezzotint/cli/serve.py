@@ -41,9 +41,9 @@ def serve(
         bool, typer.Option("--reindex", help="Make the gallery's index again from its files, and stop.")
     ] = False,
 ) -> None:
-    """Serve a page and the APIs of OpenAI, AUTOMATIC1111 and Hugging Face clients.
+    """Serve a page and the APIs of OpenAI, AUTOMATIC1111 and Hugging Face clients, to this machine alone by default.
 
-    Example: mezzotint serve --reindex
+    Example: mezzotint serve -m model --port 8000
     """
     try:
         from mezzotint.serve.models import PACKAGED, packaged

@@ -1,16 +1,17 @@
 """What a story is made of: sections of blocks, plain data that page, JSON and notebook share.
 
-Each function here makes one kind of block; `assets/story.js` has a function of the same name that draws it. Pictures
+Each function here makes one kind of block; `web/story.js` has a function of the same name that draws it. Pictures
 are data URIs, maps are bytes in base64 with the range that 0 … 255 stand for: a page needs nothing from outside.
 """
 
 import base64
 import inspect
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from time import perf_counter
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,10 +20,15 @@ from PIL import Image
 from torch import Tensor
 
 Block = dict[str, Any]  # Any: JSON, whatever the kind of block holds
+R = TypeVar("R")
+Telling = Generator[None, None, R]
+"""Yields now and then, returns the result; closing it stops there. A server gives each piece a turn."""
 
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 15  # of code that a section quotes
 JPEG_ABOVE = 160  # pixels of a side
+MOST_SIDE = 512  # pixels of a side of any picture
+MOST_DOTS = 64  # of pictures whose dots are places of a latent, where they are shown small
 REACH = 3.0  # deviations that pictures of latents reach
 HEAT = ((9, 7, 30), (72, 20, 104), (170, 44, 92), (237, 105, 37), (251, 210, 90), (252, 255, 220))
 """Colours of 0 … 1, dark to bright; the page draws maps in the same ones."""
@@ -55,12 +61,35 @@ class Section:
         return asdict(self)
 
 
+def timed(pieces: Telling[R]) -> Telling[tuple[R, float]]:
+    """With the milliseconds that it took, without what others did in between."""
+    seconds = 0.0
+    while True:
+        begun = perf_counter()
+        try:
+            next(pieces)
+        except StopIteration as ended:
+            return ended.value, round(1000 * (seconds + perf_counter() - begun), 1)
+        seconds += perf_counter() - begun
+        yield
+
+
+def sizes(values: Tensor) -> str:
+    """The sizes of a tensor, as the page writes them."""
+    return f"[{' '.join(map(str, values.shape))}]"
+
+
 def code_of(function: Callable[..., object], begins: str = "", most: int = MOST_LINES) -> Code:
-    """Lines of a function or class: from the first that contains `begins`, else from its head without the docstring."""
+    """Lines of a function or class: from the first that contains `begins`, else from its head without the docstring.
+
+    Raises: ValueError if no line contains it.
+    """
     function = inspect.unwrap(getattr(function, "func", function))  # of a partial, behind decorators
     lines, first = inspect.getsourcelines(function)
     file = Path(inspect.getsourcefile(function) or "")
-    start = next((i for i, line in enumerate(lines) if begins and begins in line), 0)
+    start = next((i for i, line in enumerate(lines) if begins in line), -1) if begins else 0
+    if start < 0:
+        raise ValueError(f"{function.__name__}: no line contains {begins!r}")
     kept = lines[start:]
     if not begins and (doc := function.__doc__):
         opened = next((i for i, line in enumerate(lines) if '"""' in line), 0)
@@ -148,9 +177,18 @@ def packed(values: Tensor, low: float, high: float) -> Block:
     return {"shape": list(values.shape), "data": base64.b64encode(data).decode(), **ends}
 
 
-def uri(image: Image.Image) -> str:
-    """The picture as a data URI: exact when it is small, JPEG when it is large."""
+def dots(image: Image.Image) -> Image.Image:
+    """One in so many places of a picture of a latent: means of neighbours would make noise look like less noise."""
+    step = -(-max(image.size) // MOST_DOTS)
+    return image.resize((-(-image.width // step), -(-image.height // step)), Image.Resampling.NEAREST)
+
+
+def uri(image: Image.Image, most: int = MOST_SIDE) -> str:
+    """The picture as a data URI: exact when small, JPEG when large; shrunk until no side has more pixels than that."""
     held = io.BytesIO()
+    if max(image.size) > most:
+        image = image.copy()
+        image.thumbnail((most, most))
     if max(image.size) <= JPEG_ABOVE:
         image.save(held, "PNG", optimize=True)
         kind = "png"

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from mezzotint.errors import RequestError, unknown
 from mezzotint.explain.blocks import Block, Section, code_of, curves, heat, line, picture, pictures, table, text
 from mezzotint.explain.steps import Scene, steps_section
-from mezzotint.explain.story import Made, Story, made
+from mezzotint.explain.story import Story, made
 from mezzotint.explain.words import tokens_section
+from mezzotint.kernels.autoencoder import finished
 from mezzotint.pipeline.picture import Studio
 from mezzotint.pipeline.request import Request
 
@@ -49,13 +50,13 @@ def compare(first: Side, second: Side) -> Story:
         raise RequestError(
             f"seeds {first.request.seed} and {second.request.seed}: a comparison needs one seed for both"
         )
-    one, two = made(first.system, first.request), made(second.system, second.request)
+    (one, _), (two, _) = made(first.system, first.request), made(second.system, second.request)
     names = (first.name, second.name)
     sections = [
-        _pictures_section(one.scene, two.scene, names),
+        _pictures_section(one, two, names),
         _words_section(one, two, names),
-        _steps_section(one.scene, two.scene, names),
-        _distance_section(one.scene, two.scene, names),
+        _steps_section(one, two, names),
+        _distance_section(one, two, names),
     ]
     return Story(
         title=f"{names[0]} | {names[1]}",
@@ -89,12 +90,12 @@ def _pictures_section(one: Scene, two: Scene, names: tuple[str, str]) -> Section
     )
 
 
-def _words_section(one: Made, two: Made, names: tuple[str, str]) -> Section:
+def _words_section(one: Scene, two: Scene, names: tuple[str, str]) -> Section:
     sides: list[Block] = []
-    for made_, name in zip((one, two), names, strict=True):
-        section, _ = tokens_section(made_.scene.system, made_.scene.resolved.request)
+    for scene, name in zip((one, two), names, strict=True):
+        section, _ = tokens_section(scene.system, scene.resolved.request)
         sides.append({"label": name, "blocks": list(section.blocks)})
-    contexts = [side.sides.conditional.context for side in (one, two)]
+    contexts = [scene.told.context for scene in (one, two)]
     lead = "The prompts as the text tower reads them."
     if contexts[0] is not None and contexts[1] is not None and contexts[0].shape == contexts[1].shape:
         alike = F.cosine_similarity(contexts[0].float(), contexts[1].float(), dim=-1).mean()
@@ -103,7 +104,7 @@ def _words_section(one: Made, two: Made, names: tuple[str, str]) -> Section:
 
 
 def _steps_section(one: Scene, two: Scene, names: tuple[str, str]) -> Section:
-    both = [steps_section(scene) for scene in (one, two)]
+    both = [finished(steps_section(scene)) for scene in (one, two)]
     sides = [
         {"label": name, "blocks": [block for block in section.blocks if block["kind"] in {"steps", "text"}]}
         for section, name in zip(both, names, strict=True)

@@ -20,6 +20,7 @@ from mezzotint.explain.blocks import (
     line,
     picture,
     pictures,
+    sizes,
     three,
     unchanged,
 )
@@ -77,7 +78,7 @@ def sections_of(part: UNetPart, run: Run) -> list[Section]:
             f"{_one_in(diffusion.proportion_empty_prompts)} is dropped on purpose, so that the network also learns "
             f"what it looks like without words: guidance needs both. Of these {len(batch.samples)}, {dropped} are.",
             formula="latent = mean + deviation * noise   (drawn anew every time a picture is seen)",
-            shapes=(f"pictures [{len(batch.samples)} 3 {part.size} {part.size}]", f"latents {list(latent.shape)}"),
+            shapes=(f"pictures [{len(batch.samples)} 3 {part.size} {part.size}]", f"latents {sizes(latent)}"),
             code=(code_of(UNetPart.drawn, "moments =", 2),),
             blocks=first,
         ),
@@ -138,7 +139,7 @@ def _noising_section(part: UNetPart, schedule: NoiseSchedule, latent: Tensor, sh
         lead="For every latent a training step t is drawn, and noise. The example is a weighted mean of both: the "
         "smaller t, the less noise. Nothing is done step by step here; any t is reached at once.",
         formula="x_t = sqrt(ᾱ_t) * x0 + sqrt(1 - ᾱ_t) * noise",
-        shapes=(f"t {[int(t) for t in shown.t[:8]]}{'…' if len(shown.t) > 8 else ''}", f"x {list(shown.x.shape)}"),
+        shapes=(f"t {[int(t) for t in shown.t[:8]]}{'…' if len(shown.t) > 8 else ''}", f"x {sizes(shown.x)}"),
         code=(code_of(examples, "t = timesteps", 3), code_of(NoiseSchedule.add_noise, "signal, spread", 2)),
         blocks=[
             pictures(rungs, "One picture across the levels (latents, decoded)", side=96),
@@ -181,7 +182,7 @@ def _target_section(
         "the mean of the squared differences. Latents and targets are shown as three of their channels in red, "
         "green and blue.",
         formula="epsilon: noise;   v: sqrt(ᾱ) * noise - sqrt(1 - ᾱ) * x0;   loss = mean((output - target)²) * weight",
-        shapes=(f"output {list(answer.output.shape)}", f"loss {float(loss.mean()):.5f}"),
+        shapes=(f"output {sizes(answer.output)}", f"loss {float(loss.mean()):.5f}"),
         ms=ms,
         code=(code_of(squared_error, "dtype =", 3), code_of(snr_weight, "abar =", 5)),
         blocks=blocks,

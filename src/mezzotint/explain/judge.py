@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mezzotint.evaluation.accuracy import picture_features
 from mezzotint.evaluation.clip_score import WEIGHT, cosines, read_texts
-from mezzotint.explain.blocks import Section, code_of, curves, line, matrix, picture, pictures
+from mezzotint.explain.blocks import Section, Telling, code_of, curves, line, matrix, picture, pictures
 from mezzotint.explain.steps import Scene
 from mezzotint.explain.watch import chosen
 from mezzotint.models.clip import CLIP
@@ -48,16 +48,17 @@ def evaluator() -> Evaluator | None:
     return Evaluator(clip.eval().requires_grad_(False), from_folder(folder / "tokenizer"))
 
 
-def judged_section(scene: Scene) -> Section | None:
+def judged_section(scene: Scene) -> Telling[Section | None]:
     """Similarities of the estimates and of several texts; None where no evaluator suits the model."""
     judge = evaluator()
     side = None if judge is None else judge.clip.image.config.size
     if judge is None or scene.system.size != (side, side) or scene.image.size != (side, side):
         return None
-    begun = perf_counter()
     steps = sorted(scene.watching.moments)
     shown = [steps[i] for i in chosen(len(steps), SHOWN)]
-    looks = [scene.look(scene.watching.moments[step].answer) for step in shown] + [scene.image]
+    looks = yield from scene.looks(scene.watching.moments[step].answer for step in shown)
+    looks.append(scene.image)
+    begun = perf_counter()
     names = [f"step {step + 1}" for step in shown] + ["picture"]
     prompt = scene.resolved.request.prompt
     words = [word for word in dict.fromkeys(prompt.replace(",", " ").split()) if len(word) > 1]
@@ -68,16 +69,16 @@ def judged_section(scene: Scene) -> Section | None:
     score = WEIGHT * max(float(cosines(features[-1:], read, [prompt])), 0.0)
     ms = round(1000 * (perf_counter() - begun), 1)
     rise = [
-        line(text, [(i + 1, float(value)) for i, value in enumerate(alike[:, j])]) for j, text in enumerate(texts[:1])
+        line(text, [(step + 1, float(alike[i, texts.index(text)])) for i, step in enumerate(shown)], has_dots=True)
+        for text in (prompt, *OTHERS)
     ]
-    rise += [line(text, [(i + 1, float(v)) for i, v in enumerate(alike[:, texts.index(text)])]) for text in OTHERS]
     high = max(0.05, float(alike.abs().max()))
     return Section(
         id="judged",
         title="Does it match the words?",
         lead="Another CLIP, which had no part in making this picture, turns pictures and texts into arrows; the "
         "more two arrows point the same way, the better they match. CLIP score of this picture and its prompt: "
-        f"{score:.3f}.",
+        f"{score:.3f}, of at most {WEIGHT:g}. Texts about something else are there to compare with.",
         formula="CLIP score = w * max(cos(picture, text), 0),   w = 2.5",
         shapes=(f"pictures [{len(looks)} {features.shape[1]}]", f"texts [{len(texts)} {features.shape[1]}]"),
         ms=ms,
@@ -87,7 +88,7 @@ def judged_section(scene: Scene) -> Section | None:
                 [picture(look, name) for look, name in zip(looks, names, strict=True)], "What is compared", side=72
             ),
             matrix(names, texts, alike, "Similarity (cosine) of every picture with every text", low=-high, high=high),
-            curves(rise, "How similarity changes while the picture forms", "estimate", "cosine"),
+            curves(rise, "How similarity changes while the picture forms", "step", "cosine"),
         ],
     )
 

@@ -1,13 +1,24 @@
 """Latent → pixels: the channels, the decoder, what a round trip through the autoencoder loses."""
 
 import math
-from time import perf_counter
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mezzotint.explain.blocks import Section, code_of, grey, heat, picture, pictures, table
+from mezzotint.explain.blocks import (
+    Block,
+    Section,
+    Telling,
+    code_of,
+    grey,
+    heat,
+    picture,
+    pictures,
+    sizes,
+    table,
+    timed,
+)
 from mezzotint.explain.steps import DECODED, Scene, pixels
 from mezzotint.images import to_array, to_image
 from mezzotint.models.vae import AutoencoderKL, Decoder
@@ -15,14 +26,14 @@ from mezzotint.models.vae import AutoencoderKL, Decoder
 ERROR_TOP = 0.5  # of the 2 from black to white: the brightest colour of the loss map
 
 
-def latent_section(scene: Scene) -> Section:
+def latent_section(scene: Scene) -> Telling[Section]:
     """Section 7, with the decoder timed."""
     system, latent = scene.system, scene.moments[-1].answer
-    begun = perf_counter()
-    decoded = system.decode(latent)
-    ms = round(1000 * (perf_counter() - begun), 1)
+    decoded, ms = yield from timed(system.decoding(latent))
     image = torch.as_tensor(to_array(scene.image))[None]
-    back = system.decode(system.encode(image).mean).clamp(-1, 1)
+    encoded = system.encode(image).mean
+    yield
+    back = (yield from system.decoding(encoded)).clamp(-1, 1)
     loss = (back - image).abs()
     psnr = 10 * math.log10(4 / max(float((back - image).square().mean()), 1e-12))
     lost = float(loss.mean()) * 127.5
@@ -32,11 +43,14 @@ def latent_section(scene: Scene) -> Section:
     ]
     small = _small(latent)
     kept = torch.eye(small.shape[1])[:, None, :, None, None]  # one channel at a time
-    alone = [picture(pixels(system, small * one), f"only channel {i + 1}") for i, one in enumerate(kept)]
+    alone: list[Block] = []
+    for i, one in enumerate(kept):
+        alone.append(picture(pixels(system, small * one), f"only channel {i + 1}"))
+        yield
     ratio = image.numel() / latent.numel()
     rows = [
-        ("picture", f"[3 {image.shape[2]} {image.shape[3]}]", f"{image.numel():,}"),
-        ("latent", f"{list(latent.shape[1:])}", f"{latent.numel():,}"),
+        ("picture", sizes(image[0]), f"{image.numel():,}"),
+        ("latent", sizes(latent[0]), f"{latent.numel():,}"),
     ]
     return Section(
         id="latent",
@@ -45,7 +59,7 @@ def latent_section(scene: Scene) -> Section:
         "paints the pixels; it has learnt from real pictures how small patches look. What it cannot say is lost for "
         "every picture of this model: encode the finished picture, decode it again, and compare.",
         formula="picture = decode(latent / scaling);   loss = |decode(encode(picture)) - picture|",
-        shapes=(f"latent {list(latent.shape)}", f"picture {list(decoded.shape)}"),
+        shapes=(f"latent {sizes(latent)}", f"picture {sizes(decoded)}"),
         ms=ms,
         code=(code_of(AutoencoderKL.decode), code_of(Decoder.forward)),
         blocks=[

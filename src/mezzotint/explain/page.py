@@ -24,10 +24,11 @@ TEMPLATE = """<!doctype html>
 </style>
 </head>
 <body>
-<main id="story"><noscript>This page draws its data with a script; please allow it.</noscript></main>
+<main id="story" class="story"><noscript>This page draws its data with a script; please allow it.</noscript></main>
 <script type="application/json" id="data">{data}</script>
-<script>
+<script type="module">
 {script}
+renderStory(document.getElementById("story"), JSON.parse(document.getElementById("data").textContent));
 </script>
 </body>
 </html>
@@ -50,5 +51,5 @@ def shown_in_notebook(whole: str) -> str:
 
 
 def part(name: str) -> str:
-    """A file of the page."""
-    return resources.files("mezzotint.explain").joinpath("assets", name).read_text("utf-8").strip()
+    """A file that this page shares with the server's."""
+    return resources.files("mezzotint").joinpath("web", name).read_text("utf-8").strip()

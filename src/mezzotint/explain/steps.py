@@ -1,6 +1,6 @@
 """Noise → schedule → steps → guidance: how one latent became a picture, from what a `Watching` has seen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -19,11 +19,16 @@ from mezzotint.diffusion.spacing import SPACINGS
 from mezzotint.errors import MezzotintError
 from mezzotint.explain.attention import Maps, probabilities
 from mezzotint.explain.blocks import (
+    MOST_DOTS,
+    MOST_SIDE,
     Block,
     Section,
+    Telling,
+    bars,
     code_of,
     coloured,
     curves,
+    dots,
     grey,
     heat,
     histogram,
@@ -31,6 +36,7 @@ from mezzotint.explain.blocks import (
     packed,
     picture,
     pictures,
+    sizes,
     slider,
     table,
     text,
@@ -39,9 +45,10 @@ from mezzotint.explain.blocks import (
 )
 from mezzotint.explain.watch import Activation, Moment, Watching
 from mezzotint.explain.words import told_apart
-from mezzotint.models.unet import UNet
+from mezzotint.models.unet import Conditioning, UNet
 from mezzotint.names import SAMPLERS as NAMES
 from mezzotint.pipeline.drive import Predictor, evaluated
+from mezzotint.pipeline.making import Making
 from mezzotint.pipeline.picture import Studio
 from mezzotint.pipeline.resolve import Resolved
 
@@ -58,10 +65,26 @@ SCALES = (0.5, 1.0, 1.5, 2.0)  # times the guidance that was asked for, next to 
 class Scene:
     """One picture that was made under a watch."""
 
-    system: "System"
-    resolved: Resolved
+    making: Making
     watching: Watching
     image: Image.Image
+    ms: float  # that making it took, looking on included
+
+    @property
+    def system(self) -> "System":
+        """The model."""
+        return self.making.system
+
+    @property
+    def resolved(self) -> Resolved:
+        """The request with everything filled in."""
+        return self.making.resolved
+
+    @property
+    def told(self) -> Conditioning:
+        """What the network was told besides x and t."""
+        assert self.watching.told is not None  # every picture takes a step
+        return self.watching.told
 
     @property
     def moments(self) -> list[Moment]:
@@ -77,6 +100,14 @@ class Scene:
     def look(self, latent: Tensor) -> Image.Image:
         """A latent as a picture."""
         return pixels(self.system, latent) if self.is_decoded else self.system.preview(latent)
+
+    def looks(self, latents: Iterable[Tensor]) -> Telling[list[Image.Image]]:
+        """`look` of each."""
+        found: list[Image.Image] = []
+        for latent in latents:
+            found.append(self.look(latent))
+            yield
+        return found
 
 
 def pixels(system: "System", latent: Tensor) -> Image.Image:
@@ -104,7 +135,7 @@ def noise_section(scene: Scene) -> Section:
         f"The first one {said}, drawn from seed {request.seed} on the processor, so that the same seed gives the same "
         "noise on any machine. The picture is already decided: everything from here on only uncovers it.",
         formula="x = sigma_max * noise,   noise ~ N(0, 1)" if is_pure else "x = x0 + sigma * noise,   noise ~ N(0, 1)",
-        shapes=(f"noise {list(noise.shape)} float32", f"picture [1 3 {h * factor} {w * factor}]"),
+        shapes=(f"noise {sizes(noise)} float32", f"picture [1 3 {h * factor} {w * factor}]"),
         code=(code_of(Studio.rows, "x = plan.initial_scale", 2), code_of(Studio.rows, "generator =", 1)),
         blocks=[
             pictures(channels, f"Seed {request.seed}: the {c} channels"),
@@ -164,26 +195,27 @@ def schedule_section(scene: Scene) -> Section:
     )  # fmt: skip
 
 
-def steps_section(scene: Scene) -> Section:
+def steps_section(scene: Scene) -> Telling[Section]:
     """Section 5: the film, the words, the inside of the network."""
     watching, system = scene.watching, scene.system
     frames: list[Block] = []
     for moment in scene.moments:
         x, sigma = moment.query.x, moment.query.sigma
         step = next(step for step, kept in watching.moments.items() if kept is moment)
+        noisy, expected = yield from scene.looks([x / (1 + sigma**2) ** 0.5, moment.answer])
         frame: Block = {
             "step": step,
             "sigma": round(sigma, 4),
             "t": round(moment.query.t, 1),
             "ms": round(1000 * watching.seconds[step], 1),
-            "x": uri(scene.look(x / (1 + sigma**2) ** 0.5)),
-            "x0": uri(scene.look(moment.answer)),
-            "noise": uri(three(((x - moment.answer) / max(sigma, 1e-6))[0])),
+            "x": uri(noisy if scene.is_decoded else dots(noisy)),
+            "x0": uri(expected, MOST_SIDE if scene.is_decoded else 2 * MOST_DOTS),
+            "noise": uri(dots(three(((x - moment.answer) / max(sigma, 1e-6))[0]))),
         }
         conditional = moment.x0.get("conditional")
         if conditional is not None and len(moment.x0) > 1:
             change = (moment.answer - conditional)[0].abs().mean(0)
-            frame |= {"change": uri(heat(change)), "changed": round(float(change.mean()), 4)}
+            frame |= {"change": uri(dots(heat(change))), "changed": round(float(change.mean()), 4)}
         frames.append(frame)
     info = NAMES[scene.resolved.plan.sampler]
     how = (
@@ -218,7 +250,7 @@ def steps_section(scene: Scene) -> Section:
         formula="x0 = c_skip(sigma) * x + c_out(sigma) * U-Net(c_in(sigma) * x, t, words);   maps = softmax(q k / "
         "sqrt(d))",
         shapes=(
-            f"x {list(x.shape)}",
+            f"x {sizes(x)}",
             f"U-Net input [{rows} {x.shape[1]} {x.shape[2]} {x.shape[3]}]",
             *_scalings(scene),
         ),
@@ -282,7 +314,7 @@ def ladder_block(activations: Sequence[Activation]) -> Block:
     return {"kind": "ladder", "title": "Inside the U-Net at one step: down to few places, and up again", "rows": rows}
 
 
-def guidance_section(scene: Scene) -> Section:
+def guidance_section(scene: Scene) -> Telling[Section]:
     """Section 6: with the words, without them, and past them."""
     request = scene.resolved.request
     scale = 1.0 if request.guidance is None else request.guidance
@@ -306,23 +338,27 @@ def guidance_section(scene: Scene) -> Section:
             ("with the words", moment.x0["conditional"]),
             (f"guided, x {scale:g}", moment.answer),
         )
-        items = [picture(scene.look(x0), label) for label, x0 in shown]
+        looks = yield from scene.looks(x0 for _, x0 in shown)
+        items = [picture(look, label) for look, (label, _) in zip(looks, shown, strict=True)]
         difference = (moment.x0["conditional"] - moment.x0["unconditional"])[0].abs().mean(0)
-        items.append(picture(heat(difference), "what the words change"))
+        items.append(
+            picture(heat(difference), "what the words change", f"dark 0, bright {float(difference.max()):.2g}")
+        )
         blocks.append(pictures(items, f"{name.capitalize()}, sigma {moment.query.sigma:.2f}"))
     moment = _spread(both, 3)[len(_spread(both, 3)) // 2]
-    scales = [1.0, *(round(scale * factor, 2) for factor in SCALES)]
-    mixed = [picture(scene.look(mixture(scene, moment, s)), f"scale {s:g}") for s in sorted(set(scales))]
+    scales = sorted({1.0, *(round(scale * factor, 2) for factor in SCALES)})
+    looks = yield from scene.looks(mixture(scene, moment, s) for s in scales)
+    mixed = [picture(look, f"scale {s:g}") for look, s in zip(looks, scales, strict=True)]
     blocks.append(slider(mixed, f"The estimate at sigma {moment.query.sigma:.2f} with other scales", "guidance scale"))
-    blocks.append(text("The slider mixes the two answers of this one step anew. To see whole pictures made with two "
-                       "scales, use --compare guidance=1 guidance=7.5."))  # fmt: skip
+    said = "The slider mixes the two answers of this one step anew. Whole pictures made with two scales are shown by "
+    blocks.append(text(f"{said}mezzotint explain … --compare guidance=1 guidance=7.5."))
     x = both[0].query.x
     return Section(
         id="guidance",
         title="Guidance: the words, louder",
         lead=lead,
         formula=formula,
-        shapes=(f"two rows of {list(x.shape)} in, one x0 out",),
+        shapes=(f"two rows of {sizes(x)} in, one x0 out",),
         code=code,
         blocks=blocks,
     )
@@ -353,7 +389,7 @@ def mixture(scene: Scene, moment: Moment, scale: float) -> Tensor:
 def code_section(scene: Scene, spent: Sequence[tuple[str, float]]) -> Section:
     """Section 8: where the time went, and the loop that ties everything together."""
     total = sum(ms for _, ms in spent) or 1.0
-    rows = [(name, f"{ms:,.1f}", f"{ms / total:.0%}") for name, ms in spent]
+    rows = [(name, ms, f"{ms:,.1f} ms, {ms / total:.0%}") for name, ms in spent]
     request = scene.resolved.request
     execution = scene.system.execution()
     facts = [
@@ -361,7 +397,7 @@ def code_section(scene: Scene, spent: Sequence[tuple[str, float]]) -> Section:
         ("parameters of the U-Net", f"{sum(p.numel() for p in scene.system.unet.parameters()):,}"),
         ("sampler", request.sampler), ("spacing", request.spacing), ("steps", request.steps),
         ("network evaluations", scene.watching.evaluations), ("dtype", execution["dtype"]),
-        ("processor", execution["processor"]),
+        ("instructions", execution["processor"]),
     ]  # fmt: skip
     return Section(
         id="code",
@@ -370,9 +406,9 @@ def code_section(scene: Scene, spent: Sequence[tuple[str, float]]) -> Section:
         "turns the question into rows for the network, the driver runs the network. Nothing else happens.",
         formula="sampler: yields (x, sigma, t), is sent x0;   stage: yields rows, is sent their x0;   predict(rows) "
         "-> x0",
-        code=(code_of(staged, "query ="), code_of(Predictor.__call__, "found"), code_of(Studio.finished, "made =", 1)),
+        code=(code_of(staged, "query ="), code_of(Predictor.__call__, "found"), code_of(Studio.finishing, "made =", 1)),
         blocks=[
-            {**table(("part", "ms", "share"), rows, "Where the time went"), "ms": total},
+            {**bars(rows, "Where the time went"), "ms": total},
             table(("", ""), facts, "What ran"),
         ],
     )

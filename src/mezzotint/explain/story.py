@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple  # Any: JSON, and the fields o
 from PIL import Image
 
 from mezzotint.explain.attention import FullMaps, Maps, Shape
-from mezzotint.explain.blocks import Block, Section, three, uri
+from mezzotint.explain.blocks import MOST_DOTS, Block, Section, Telling, dots, three, uri
 from mezzotint.explain.judge import judged_section
 from mezzotint.explain.latent import latent_section
 from mezzotint.explain.page import page, shown_in_notebook
@@ -25,8 +25,9 @@ from mezzotint.explain.steps import (
 from mezzotint.explain.watch import Watching, chosen
 from mezzotint.explain.words import Read, numbers_section, read, tokens_section
 from mezzotint.images import write_file
-from mezzotint.pipeline.condition import Sides, told
+from mezzotint.kernels.autoencoder import finished
 from mezzotint.pipeline.generate import Result, watched
+from mezzotint.pipeline.making import Making
 from mezzotint.pipeline.request import Request
 from mezzotint.pipeline.resolve import resolve
 
@@ -80,16 +81,6 @@ class Story:
         return shown_in_notebook(self.html())
 
 
-class Made(NamedTuple):
-    """A picture made under a watch, its result as `generate` gives it, and what the networks were told."""
-
-    scene: Scene
-    result: Result
-    sides: Sides
-    text_ms: float
-    loop_ms: float
-
-
 class Told(NamedTuple):
     """A story, and the picture's result as `generate` gives it."""
 
@@ -113,55 +104,21 @@ def tell(system: "System", request: Request, full_maps: str | Path | None = None
 
     Raises: RequestError.
     """
-    picture = made(system, request, full_maps)
-    scene, resolved = picture.scene, picture.scene.resolved
-    first, found = tokens_section(system, resolved.request)
-    latent = latent_section(scene)
-    network_ms = 1000 * sum(scene.watching.seconds.values())
-    maps_ms = 1000 * (scene.watching.maps.seconds if scene.watching.maps is not None else 0.0)
-    spent = [
-        ("text towers", picture.text_ms),
-        ("U-Net", network_ms),
-        ("decoder", latent.ms or 0.0),
-        ("everything else", max(0.0, picture.loop_ms - network_ms - maps_ms - picture.text_ms - (latent.ms or 0.0))),
-        ("looking on (only here)", maps_ms),
-    ]
-    judged = judged_section(scene)
-    sections = [
-        first,
-        numbers_section(system, resolved.request, found, scene.watching.told or picture.sides.conditional),
-        noise_section(scene),
-        schedule_section(scene),
-        steps_section(scene),
-        guidance_section(scene),
-        latent,
-        *([judged] if judged is not None else []),
-        code_section(scene, spent),
-    ]
-    return Told(_bound(scene, sections), picture.result)
+    scene, result = made(system, request, full_maps)
+    return Told(finished(telling(scene)), result)
 
 
-def made(system: "System", request: Request, full_maps: str | Path | None = None) -> Made:
-    """The first picture of a request, made under a watch.
+def made(system: "System", request: Request, full_maps: str | Path | None = None) -> tuple[Scene, Result]:
+    """The first picture of a request, made under a watch, and its result as `generate` gives it.
 
     Raises: RequestError.
     """
-    resolved = resolve(system, request.model_copy(update={"count": 1}))
+    making, watching = looked_at(system, request)
+    full = None if full_maps is None or watching.maps is None else FullMaps(Path(full_maps))
+    if watching.maps is not None:
+        watching.maps.full = full
     begun = perf_counter()
-    sides = told(system, resolved.request)
-    text_ms = 1000 * (perf_counter() - begun)
-    request, vae = resolved.request, system.vae
-    steps = len(resolved.levels) - 1
-    kept = frozenset(chosen(steps, FRAMES))
-    full = FullMaps(Path(full_maps)) if full_maps is not None else None
-    maps = None
-    if system.unet.config.context is not None:
-        groups = read(request.prompt, system.tokenizers[0], system.text[0].config.positions).groups
-        latent = Shape((request.height or 0) // vae.factor, (request.width or 0) // vae.factor)
-        maps = Maps(groups=groups, latent=latent, steps=kept, full=full)
-    watching = Watching(steps=kept, maps=maps, activations_at=steps // 2)
-    begun = perf_counter()
-    running = watched(system, resolved, watching)
+    running = watched(making)
     try:
         for _ in running:
             pass
@@ -169,44 +126,72 @@ def made(system: "System", request: Request, full_maps: str | Path | None = None
         running.close()
         if full is not None:
             full.close()
-    loop_ms = 1000 * (perf_counter() - begun)
-    result = running.result
-    scene = Scene(system=system, resolved=resolved, watching=watching, image=result.images[0])
-    return Made(scene, result, sides, text_ms, loop_ms)
+    result, ms = running.result, 1000 * (perf_counter() - begun)
+    return Scene(making=making, watching=watching, image=result.images[0], ms=ms), result
 
 
-def _bound(scene: Scene, sections: Sequence[Section]) -> Story:
-    request = scene.resolved.request
-    facts: list[tuple[str, str]] = [
-        ("model", scene.system.name), ("seed", str(request.seed)), ("steps", str(request.steps)),
-        ("sampler", str(request.sampler)), ("guidance", f"{request.guidance:g}"),
-        ("size", f"{request.width}x{request.height}"),
-    ]  # fmt: skip
+def looked_at(system: "System", request: Request) -> tuple[Making, Watching]:
+    """The first picture of a request, to be made by whoever asked for it, and what will have seen it.
+
+    Raises: RequestError if the system cannot do what is asked.
+    """
+    request = request.model_copy(update={"count": 1})
+    resolved = resolve(system, request)
+    wanted, factor, steps = resolved.request, system.vae.factor, len(resolved.levels) - 1
+    kept = frozenset(chosen(steps, FRAMES))
+    maps = None
+    if system.unet.config.context is not None:
+        groups = read(wanted.prompt, system.tokenizers[0], system.text[0].config.positions).groups
+        latent = Shape((wanted.height or 0) // factor, (wanted.width or 0) // factor)
+        maps = Maps(groups=groups, latent=latent, steps=kept)
+    watching = Watching(steps=kept, maps=maps, activations_at=steps // 2)
+    return Making(system, request, resolved=resolved, watch=watching), watching
+
+
+def telling(scene: Scene) -> Telling[Story]:
+    """The story of a picture that was made under a watch."""
+    system, request, watching = scene.system, scene.resolved.request, scene.watching
+    first, found = tokens_section(system, request)
+    numbers = numbers_section(system, request, found, scene.told)
+    yield
+    steps = yield from steps_section(scene)
+    guidance = yield from guidance_section(scene)
+    latent = yield from latent_section(scene)
+    judged = yield from judged_section(scene)
+    looking = ("looking on (only here)", 1000 * (watching.maps.seconds if watching.maps is not None else 0.0))
+    known = [("text towers", numbers.ms or 0.0), ("U-Net", steps.ms or 0.0), ("decoder", latent.ms or 0.0)]
+    rest = scene.ms - sum(ms for _, ms in [*known, looking])
+    parts = [*known, ("everything else", max(0.0, rest)), looking]
+    told = [first, numbers, noise_section(scene), schedule_section(scene), steps, guidance, latent]
+    sections = [*told, *([judged] if judged is not None else []), code_section(scene, parts)]
     return Story(
         title=request.prompt or "a picture of nothing",
         subtitle="How this picture was made, from the words to the pixels",
-        facts=facts,
+        facts=[
+            ("model", system.name), ("seed", str(request.seed)), ("steps", str(request.steps)),
+            ("sampler", str(request.sampler)), ("guidance", f"{request.guidance:g}"),
+            ("size", f"{request.width}x{request.height}"),
+        ],
         sections=sections,
         image=scene.image,
-        flow=_flow(scene, read(request.prompt, scene.system.tokenizers[0], scene.system.text[0].config.positions)),
-    )
+        flow=_flow(scene, found),
+    )  # fmt: skip
 
 
 def _flow(scene: Scene, found: Read) -> Block:
     """What the drawing on top says of this picture."""
-    request, told, first = scene.resolved.request, scene.watching.told, scene.moments[0].query
-    context = None if told is None or told.context is None else list(told.context.shape[1:])
+    request, context, first = scene.resolved.request, scene.told.context, scene.moments[0].query
     latent = scene.moments[-1].answer
     return {
         "tokens": len(found.tokens),
         "slots": found.slots,
-        "context": "" if context is None else f"{context[0]} × {context[1]} numbers",
+        "context": "" if context is None else f"{context.shape[1]} × {context.shape[2]} numbers",
         "seed": request.seed,
-        "noise": uri(three(first.x[0] / (1 + first.sigma**2) ** 0.5)),
+        "noise": uri(dots(three(first.x[0] / (1 + first.sigma**2) ** 0.5))),
         "steps": len(scene.resolved.levels) - 1,
         "guidance": request.guidance,
         "shape": " × ".join(map(str, latent.shape[1:])),
-        "latent": uri(three(latent[0])),
-        "picture": uri(scene.image),
+        "latent": uri(dots(three(latent[0]))),
+        "picture": uri(scene.image, 2 * MOST_DOTS),
         "size": f"{request.width} × {request.height}",
     }

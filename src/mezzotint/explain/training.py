@@ -24,6 +24,7 @@ from mezzotint.explain.blocks import (
     matrix,
     picture,
     pictures,
+    sizes,
     table,
     unchanged,
 )
@@ -187,7 +188,7 @@ def _clip_sections(part: ClipPart, run: Run) -> list[Section]:
             f"are no wrong answer and are left out ({int(ignored.sum())} pairs here). Loss {float(loss.total):.4f}; "
             f"guessing would cost {torch.log(torch.tensor(float(len(said)))):.4f}.",
             formula="logits = scale * images textsᵀ;   loss = (cross-entropy of rows + of columns) / 2",
-            shapes=(f"images {list(images.shape)}", f"texts {list(texts.shape)}"),
+            shapes=(f"images {sizes(images)}", f"texts {sizes(texts)}"),
             ms=ms,
             code=(code_of(contrastive, "logits =", 4), code_of(also_true, "rows =", 2)),
             blocks=[
@@ -226,7 +227,7 @@ def _autoencoder_sections(part: AutoencoderPart, run: Run) -> list[Section]:
             lead="The encoder answers with a mean and a deviation for every number of the latent; the latent is "
             "drawn from this cloud, so that neighbours mean neighbouring pictures.",
             formula="latent = mean + deviation * noise",
-            shapes=(f"pictures {list(image.shape)}", f"latents {list(mean.shape)}"),
+            shapes=(f"pictures {sizes(image)}", f"latents {sizes(mean)}"),
             code=(code_of(AutoencoderKL.encode),),
             blocks=[
                 pictures([picture(coloured(one), "") for one in image], "The pictures"),
@@ -241,7 +242,7 @@ def _autoencoder_sections(part: AutoencoderPart, run: Run) -> list[Section]:
             "and of edges, and a little for clouds that are not near the unit Gaussian. Here: "
             f"{float(loss.total):.5f}.",
             formula="loss = |pixels| + w_edges * |edges| + w_kl * KL(cloud, N(0, 1))",
-            shapes=(f"decoded {list(back.shape)}",),
+            shapes=(f"decoded {sizes(back)}",),
             ms=ms,
             code=(code_of(AutoencoderPart.loss, 'parts["kl"]', 3),),
             blocks=[

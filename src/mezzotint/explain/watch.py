@@ -4,7 +4,7 @@ A `Watching` is the `Watch` of a picture. Its stage passes every query and every
 hooks on the network for the length of one call.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -152,8 +152,3 @@ def chosen(steps: int, most: int) -> tuple[int, ...]:
     if steps <= most:
         return tuple(range(steps))
     return tuple(dict.fromkeys(round(i * (steps - 1) / (most - 1)) for i in range(most)))
-
-
-def spent(seconds: Sequence[float]) -> float:
-    """Milliseconds, to a tenth."""
-    return round(1000 * sum(seconds), 1)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mezzotint.explain.attention import Groups
-from mezzotint.explain.blocks import Block, Section, bars, code_of, matrix, strip, table, text
+from mezzotint.explain.blocks import Block, Section, bars, code_of, matrix, sizes, strip, table, text
 from mezzotint.models.attention import Attention
 from mezzotint.models.clip import TextTower
 from mezzotint.models.unet import Conditioning, sized_vector
@@ -132,15 +132,25 @@ def numbers_section(system: "System", request: Request, found: Read, told: Condi
         names = told_apart(found.words)
         alike = unit @ unit.T
         low = min(0.9, float(alike.min()))
-        blocks.append(matrix(names, names, alike, "How alike the words have become (cosine)", low=low))
+        blocks.append(
+            matrix(
+                names,
+                names,
+                alike,
+                "How alike the words have become (cosine: 1 is the same, 0 nothing in common)",
+                low=low,
+            )
+        )
         changes = _without_each(system, request, found)
         if changes:
             items = [(word, change, f"{change:.3f}") for word, change in zip(names, changes, strict=False)]
-            blocks.append(bars(items, "How much the whole prompt changes when one word is left out (1 - cosine)"))
-    shapes = [f"context {list(context.shape)}"]
+            blocks.append(
+                bars(items, "How much the whole prompt changes when one word is left out (1 - cosine: 0 is not at all)")
+            )
+    shapes = [f"context {sizes(context)}"]
     vector = told.vector
     if vector is not None:
-        shapes.append(f"vector {list(vector.shape)}")
+        shapes.append(f"vector {sizes(vector)}")
         what = "the pooled text and a sinusoid of every size" if request.reference is None else "the noisy embedding"
         width = vector.shape[1]
         row = _binned(vector.float().cpu())

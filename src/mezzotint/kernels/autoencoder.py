@@ -17,21 +17,18 @@ Letters: c o channels in and out, h w rows and columns, l = h * w, k latent chan
 import itertools
 import logging
 import math
-import os
-import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mezzotint.kernels import native
 from mezzotint.kernels.choices import PACKED, KernelSet
-from mezzotint.kernels.packed import PackedConvolution, Weights, is_packable
-from mezzotint.kernels.workshop import phases
+from mezzotint.kernels.convolution import BandConvolution, MapConvolution, convolution_of
+from mezzotint.kernels.map import Map, in_file, in_storage, uninitialised
 from mezzotint.models.attention import Attention
 from mezzotint.models.blocks import Downsample, ResBlock, Upsample
 from mezzotint.models.vae import LOG_VARIANCE_RANGE, AutoencoderKL, Middle, Posterior, SpatialAttention
@@ -48,84 +45,7 @@ R = TypeVar("R")
 Bands = Generator[None, None, R]
 """Yields between bands, returns the result; closing it stops there."""
 
-_ops: Any = torch.ops.mkldnn  # Any: torch leaves its operators untyped
 _log = logging.getLogger(__name__)
-
-
-class Map:
-    """A feature map [1 c h w] that is written band by band, and the moments of what was written."""
-
-    def __init__(self, data: Tensor, kernels: KernelSet = PACKED) -> None:
-        self.data = data
-        self._moments = native.moments if kernels.norm == "native" else native.moments_by_torch
-        self._count = 0
-        self._mean = torch.zeros(data.shape[1], dtype=torch.float64)
-        self._squares = torch.zeros(data.shape[1], dtype=torch.float64)  # of distances from the mean
-
-    @property
-    def rows(self) -> int:
-        """How many the map has."""
-        return self.data.shape[2]
-
-    def band(self, first: int, last: int) -> Tensor:
-        """Rows [first, last)."""
-        return self.data[:, :, first:last]
-
-    def note(self, first: int, last: int) -> None:
-        """These rows are written: their moments join those of the rows before."""
-        band = self.band(first, last)
-        mean, squares = self._moments(band)[:, 0]
-        count = band.shape[2] * band.shape[3]
-        whole, away = self._count + count, mean - self._mean
-        self._squares += squares + away**2 * (self._count * count / whole)
-        self._mean += away * (count / whole)
-        self._count = whole
-
-    def factors(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-        """Scale and offset [1 c] that normalise the map; all of it has been written."""
-        width = self.data.shape[1] // norm.num_groups
-        means = self._mean.view(norm.num_groups, width)
-        centre = means.mean(1, keepdim=True)
-        spread = self._squares.view_as(means).sum(1, keepdim=True) / (self._count * width)
-        variance = spread + (means - centre).square().mean(1, keepdim=True)
-        scale = (variance + norm.eps).rsqrt().expand_as(means).flatten() * norm.weight.double()
-        offset = norm.bias.double() - centre.expand_as(means).flatten() * scale
-        return scale.float()[None], offset.float()[None]
-
-    def forget(self) -> None:
-        """The map will be written again."""
-        self._count = 0
-        self._mean.zero_()
-        self._squares.zero_()
-
-
-class _Convolution(PackedConvolution):
-    """A convolution without padding of rows: the band brings its neighbours. It can add to what is there."""
-
-    def __init__(self, module: nn.Conv2d, *, is_doubled: bool = False) -> None:
-        columns = cast("tuple[int, int]", module.padding)[1]  # a pair here
-        self.halo = module.kernel_size[0] // 2  # rows that it reads above and below
-        stride = cast("tuple[int, int]", module.stride)
-        self._plain = None if is_packable(module.weight.dtype) and module.weight.device.type == "cpu" else stride
-        read = (lambda: phases(module)) if is_doubled else (lambda: Weights(module.weight, module.bias))
-        super().__init__(read, [module], stride, (0, 1 if is_doubled else columns))
-
-    def __call__(self, x: Tensor, *, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
-        if self._plain is None:
-            return super().__call__(x, bias=bias, add=add)
-        weight, own = self._read()
-        bias = own if bias is None else bias
-        h = F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), self._plain, self._padding)
-        return h if add is None else h + add
-
-    def add_to(self, total: Tensor, x: Tensor) -> None:
-        """Add the convolution of x to `total`, where it is."""
-        if self._plain is not None:
-            total.add_(self(x))
-            return
-        packed = self._ready(x) if self._packed is None else self._packed
-        geometry = (self._padding, self._stride, [1, 1], 1)
-        _ops._convolution_pointwise_.binary(total, x, packed, self._bias, *geometry, "add", 1.0, None, [], None)
 
 
 class BandedAutoencoder:
@@ -145,9 +65,9 @@ class BandedAutoencoder:
         scratch: Path | None = None,
     ) -> None:
         self.vae, self.kernels = vae, kernels
-        self._scale_into = native.scale_into if kernels.norm == "native" else native.scale_into_by_torch
         self.band_bytes, self.max_bytes, self.scratch = band_bytes, max_bytes, scratch
-        self._convolutions: dict[int, _Convolution] = {}
+        self._convolutions: dict[int, MapConvolution] = {}
+        self._spare: list[torch.UntypedStorage] = []  # memory of maps that are done with, for the next
 
     def decode(self, latent: Float[Tensor, "b k h w"]) -> Float[Tensor, "b 3 H W"]:
         """The images, float32, about [-1, 1]: `AutoencoderKL.decode`."""
@@ -161,11 +81,11 @@ class BandedAutoencoder:
         """`decode` that yields between bands."""
         shift, scale = self.vae.shift_scale(latent.float())
         latent = (latent.float() / scale + shift).to(self._dtype)
-        return (yield from _gradless(_each(self._decoded, latent)))
+        return (yield from _gradless(self._each(self._decoded, latent)))
 
     def encoding(self, image: Float[Tensor, "b 3 H W"]) -> Bands[Posterior]:
         """`encode` that yields between bands."""
-        moments = yield from _gradless(_each(self._encoded, image.to(self._dtype)))
+        moments = yield from _gradless(self._each(self._encoded, image.to(self._dtype)))
         mean, log_variance = moments.chunk(2, dim=1)
         shift, scale = self.vae.shift_scale(mean)
         std = (0.5 * log_variance.clamp(*LOG_VARIANCE_RANGE)).exp()
@@ -201,14 +121,14 @@ class BandedAutoencoder:
     def _opened(self, image: Tensor, conv: nn.Conv2d) -> Bands[Map]:
         """The first convolution, of a map with few channels."""
         x = Map(image.contiguous(memory_format=torch.channels_last))
-        return (yield from self._written(x, self._convolution(conv), conv.out_channels))
+        return (yield from self._written(x, conv))
 
     def _closed(self, x: Map, norm: nn.GroupNorm, conv: nn.Conv2d) -> Bands[Tensor]:
         """The last convolution, to a map with few channels; float32."""
         out = torch.empty(1, conv.out_channels, *x.data.shape[2:])
-        convolution = self._convolution(conv)
-        for first, last, band in self._normalised(x, norm):
-            out[:, :, first:last] = convolution(band)
+        convolution, factors = self._alone(conv), x.factors(norm)
+        for first, last in self._bands(x.rows, x.data.shape[3] * x.data.shape[1]):
+            out[:, :, first:last] = convolution(x.around(first, last, convolution.halo, factors))
             yield
         return out
 
@@ -218,50 +138,46 @@ class BandedAutoencoder:
         return (yield from self._residual(middle.res_out, x))
 
     def _residual(self, block: ResBlock, x: Map) -> Bands[Map]:
-        inside = yield from self._written(x, self._convolution(block.conv_1), block.conv_1.out_channels, block.norm_1)
+        inside = yield from self._written(x, block.conv_1, block.norm_1)
         if isinstance(block.shortcut, nn.Conv2d):
-            x = yield from self._written(x, self._convolution(block.shortcut), block.shortcut.out_channels)
-        x.forget()
-        convolution = self._convolution(block.conv_2)
-        for first, last, band in self._normalised(inside, block.norm_2):
-            convolution.add_to(x.band(first, last), band)
-            x.note(first, last)
-            yield
+            before, x = x, (yield from self._written(x, block.shortcut))
+            self._done(before)
+        yield from self._convolved(inside, block.conv_2, x, block.norm_2, is_added=True)
+        self._done(inside)
         return x
 
-    def _written(
-        self, x: Map, convolution: _Convolution, out_channels: int, norm: nn.GroupNorm | None = None
-    ) -> Bands[Map]:
-        """A new map: the convolution of x, normalised and activated before if there is a norm."""
-        out = self._map(out_channels, *x.data.shape[2:])
-        for first, last, band in self._normalised(x, norm, out.data.shape[1], convolution.halo):
-            out.band(first, last).copy_(convolution(band))
-            out.note(first, last)
-            yield
+    def _upsampled(self, upsample: Upsample, x: Map) -> Bands[Map]:
+        """Nearest neighbour, then a convolution: as one convolution of the small map."""
+        out = yield from self._written(x, upsample.conv, factor=2)
+        self._done(x)
         return out
 
-    def _upsampled(self, upsample: Upsample, x: Map) -> Bands[Map]:
-        """Nearest neighbour, then a convolution: by four convolutions of 2x2 before it."""
-        channels = upsample.conv.out_channels
+    def _written(self, x: Map, conv: nn.Conv2d, norm: nn.GroupNorm | None = None, *, factor: int = 1) -> Bands[Map]:
+        """A new map: the convolution of x, normalised and activated before if there is a norm."""
         _, _, rows, columns = x.data.shape
-        out = self._map(channels, 2 * rows, 2 * columns)
-        convolution = self._convolution(upsample.conv, is_doubled=True)
-        for first, last, band in self._normalised(x, None, 4 * channels):
-            four = convolution(band)  # [1 4o rows+1 columns+1]
-            to = out.band(2 * first, 2 * last)
-            for phase in range(4):
-                p, r = divmod(phase, 2)  # which of two rows and columns these outputs are
-                part = four[:, phase * channels : (phase + 1) * channels]
-                to[:, :, p::2, r::2] = part[:, :, p : p + last - first, r : r + columns]
-            out.note(2 * first, 2 * last)
-            yield
+        out = self._map(conv.out_channels, factor * rows, factor * columns)
+        yield from self._convolved(x, conv, out, norm)
         return out
+
+    def _convolved(
+        self, x: Map, conv: nn.Conv2d, out: Map, norm: nn.GroupNorm | None, *, is_added: bool = False
+    ) -> Bands[None]:
+        """The convolution of x into or onto a map of as many rows, or of twice as many."""
+        factor = out.rows // x.rows
+        convolution = self._convolution(conv, is_doubled=factor == 2)
+        factors = None if norm is None else x.factors(norm)
+        out.forget()
+        row_values = x.data.shape[3] * max(x.data.shape[1], factor**2 * out.data.shape[1])
+        for first, last in self._bands(x.rows, row_values, convolution.step):
+            convolution.write(x, factors, first, last, out, is_added=is_added)
+            out.note(factor * first, factor * last)
+            yield
 
     def _downsampled(self, downsample: Downsample, x: Map) -> Bands[Map]:
         """Stride 2; a row and a column of zeros at the bottom and the right."""
         conv, (rows, columns) = downsample.conv, x.data.shape[2:]
         out = self._map(conv.out_channels, rows // 2, columns // 2)
-        convolution = self._convolution(conv)
+        convolution = self._alone(conv)
         for first, last in self._bands(rows // 2, 4 * columns * x.data.shape[1]):
             band = x.band(2 * first, min(2 * last + 1, rows))
             band = F.pad(band, (0, 1, 0, 2 * last + 1 - 2 * first - band.shape[2]))
@@ -278,7 +194,7 @@ class BandedAutoencoder:
         keys, values = (torch.empty(1, rows * columns, channels, dtype=self._dtype) for _ in range(2))
         for first, last in self._bands(rows, columns * channels):
             here = slice(first * columns, last * columns)
-            positions = self._positions(x.band(first, last), factors)
+            positions = _positions(x.normalised(first, last, factors))
             keys[:, here], values[:, here] = attention.k(positions), attention.v(positions)
             yield
         x.forget()
@@ -286,93 +202,66 @@ class BandedAutoencoder:
         for first in range(0, rows, step):
             last = min(first + step, rows)
             band = x.band(first, last)
-            queries = attention.q(self._positions(band, factors))
+            queries = attention.q(_positions(x.normalised(first, last, factors)))
             seen = self.kernels.attend(queries[:, :, None], keys[:, :, None], values[:, :, None])[:, :, 0]  # [1 l c]
             band += attention.out(seen).transpose(1, 2).unflatten(2, (last - first, columns))
             x.note(first, last)
             yield
         return x
 
-    def _normalised(
-        self, x: Map, norm: nn.GroupNorm | None, out_channels: int = 0, halo: int = 1
-    ) -> Iterator[tuple[int, int, Tensor]]:
-        """Bands [first, last) of x and `halo` rows around them, zeros outside the map; through norm and SiLU."""
-        _, channels, rows, columns = x.data.shape
-        factors = None if norm is None else x.factors(norm)
-        for first, last in self._bands(rows, columns * max(channels, out_channels)):
-            top, bottom = max(first - halo, 0), min(last + halo, rows)
-            above, below = top - (first - halo), (last + halo) - bottom
-            if factors is None and not above + below:
-                yield first, last, x.band(top, bottom)
-                continue
-            height = last - first + 2 * halo
-            band = _uninitialised((1, channels, height, columns), x.data.dtype)
-            band[:, :, :above] = 0
-            band[:, :, height - below :] = 0
-            inside = band[:, :, above : height - below]
-            if factors is None:
-                inside.copy_(x.band(top, bottom))
-            else:
-                self._scale_into(inside, x.band(top, bottom), *factors, silu=True)
-            yield first, last, band
+    def _bands(self, rows: int, row_values: int, step: int = 1) -> Iterator[tuple[int, int]]:
+        """Equal bands of rows of so many values, each of at most `band_bytes` if `step` rows are, their multiple."""
+        steps = math.ceil(rows / step)
+        most = max(1, self.band_bytes // (step * row_values * self._dtype.itemsize))
+        count = math.ceil(steps / most)
+        return itertools.pairwise(min(rows, steps * place // count * step) for place in range(count + 1))
 
-    def _positions(self, band: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
-        """[1 l c] of a band, normalised."""
-        out = torch.empty_like(band)
-        self._scale_into(out, band, *factors, silu=False)
-        return out.permute(0, 2, 3, 1).flatten(1, 2)
-
-    def _bands(self, rows: int, row_values: int) -> Iterator[tuple[int, int]]:
-        """Equal bands of rows of so many values, each of at most `band_bytes` if a row is."""
-        most = max(1, self.band_bytes // (row_values * self._dtype.itemsize))
-        count = math.ceil(rows / most)
-        return itertools.pairwise(rows * place // count for place in range(count + 1))
+    def _each(self, run: Callable[[Tensor], Bands[Tensor]], batch: Tensor) -> Bands[Tensor]:
+        """One picture after the other."""
+        done: list[Tensor] = []
+        try:
+            for place in range(len(batch)):
+                result = yield from run(batch[place : place + 1])
+                done.append(result)
+        finally:
+            self._spare.clear()
+        return torch.cat(done)
 
     def _map(self, channels: int, rows: int, columns: int) -> Map:
         shape, dtype = (1, channels, rows, columns), self._dtype
-        if math.prod(shape) * dtype.itemsize > self.max_bytes:
+        size = math.prod(shape) * dtype.itemsize
+        for place, storage in enumerate(self._spare):
+            if storage.nbytes() >= size:
+                return Map(in_storage(self._spare.pop(place), shape, dtype), self.kernels)
+        self._spare.clear()  # too small for what is to come
+        if size > self.max_bytes:
             try:
                 return Map(in_file(shape, dtype, self.scratch or cache_folder() / "scratch"), self.kernels)
             except OSError as error:
                 _log.warning("no scratch file (%s): a map of %s values is kept in memory", error, math.prod(shape))
-        return Map(_uninitialised(shape, dtype), self.kernels)
+        return Map(uninitialised(shape, dtype), self.kernels)
 
-    def _convolution(self, conv: nn.Conv2d, *, is_doubled: bool = False) -> _Convolution:
+    def _done(self, x: Map) -> None:
+        """Nobody reads this map again: the system hands out the pages of new memory one by one."""
+        self._spare.append(x.data.untyped_storage())
+
+    def _convolution(self, conv: nn.Conv2d, *, is_doubled: bool) -> MapConvolution:
         made = self._convolutions.get(id(conv))
         if made is None:
-            made = self._convolutions[id(conv)] = _Convolution(conv, is_doubled=is_doubled)
+            made = self._convolutions[id(conv)] = convolution_of(conv, self.kernels, is_doubled=is_doubled)
+        return made
+
+    def _alone(self, conv: nn.Conv2d) -> BandConvolution:
+        """A convolution whose result is no map."""
+        made = self._convolutions.get(id(conv))
+        if not isinstance(made, BandConvolution):
+            made = self._convolutions[id(conv)] = BandConvolution(conv)
         return made
 
 
-def in_file(shape: tuple[int, int, int, int], dtype: torch.dtype, folder: Path) -> Tensor:
-    """A map [1 c h w], channels_last, in a file without a name that is gone with the tensor.
-
-    Raises: OSError if the folder cannot be written or lacks the space, all of which is reserved at once.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    size = math.prod(shape) * dtype.itemsize
-    handle, name = tempfile.mkstemp(dir=folder)
-    try:
-        os.posix_fallocate(handle, 0, size)  # a page that finds no space later would end the process
-        data = torch.from_file(name, shared=True, size=math.prod(shape), dtype=dtype)
-    finally:
-        os.close(handle)
-        Path(name).unlink()
-    b, c, h, w = shape
-    return data.view(b, h, w, c).permute(0, 3, 1, 2)
-
-
-def _uninitialised(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
-
-
-def _each(run: Callable[[Tensor], Bands[Tensor]], batch: Tensor) -> Bands[Tensor]:
-    """One picture after the other."""
-    done: list[Tensor] = []
-    for place in range(len(batch)):
-        result = yield from run(batch[place : place + 1])
-        done.append(result)
-    return torch.cat(done)
+def _positions(band: Tensor) -> Tensor:
+    """[1 l c] of a band."""
+    return band.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _gradless(bands: Bands[R]) -> Bands[R]:

@@ -40,6 +40,7 @@ class KernelSet:
     weights: OneOf["plain", "packed", "int8", "w8a8"] = "plain"  # plain: modules as they are, nothing else applies
     attention: OneOf["torch", "float32", "matmul", "native"] = "torch"
     norm: OneOf["torch", "native"] = "torch"
+    convolution: OneOf["packed", "winograd"] = "packed"  # of 3x3 in the autoencoder, in bfloat16
 
     def recorded(self) -> dict[str, str]:
         """As it stands in a record."""
@@ -64,7 +65,7 @@ class KernelSet:
 APPROXIMATE = ("int8", "w8a8")  # weights that change pictures, and are never chosen unasked
 PLAIN = KernelSet()
 PACKED = KernelSet(weights="packed")
-NATIVE = KernelSet(weights="packed", attention="native", norm="native")
+NATIVE = KernelSet(weights="packed", attention="native", norm="native", convolution="winograd")
 
 
 def from_record(record: Mapping[str, object] | str) -> KernelSet:

@@ -5,8 +5,8 @@ the torch version, the processor's features and the source: another torch or ano
 operation here also works without, more slowly, by torch's own; `available` says which it will be.
 
 Linux on x86-64 only. Which instructions run is decided when the library is called, not when it is compiled: AVX2 or
-AVX-512 for normalisation and float32 attention, AVX-512 with bfloat16 pairs for attention in bfloat16; a processor
-without them never meets them, nor does one that ATEN_CPU_CAPABILITY limits.
+AVX-512 for normalisation and float32 attention, AVX-512 with bfloat16 pairs for attention and convolutions in bfloat16;
+a processor without them never meets them, nor does one that ATEN_CPU_CAPABILITY limits.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mezzotint.errors import MezzotintError
 from mezzotint.storage import atomic, cache_folder
@@ -60,7 +60,7 @@ UNITS = (
     Unit("ops.cpp", ("-O2",), needs_torch=True),
     Unit("ops_gradients.cpp", ("-O2",), needs_torch=True),
     Unit("ops_int8.cpp", ("-O2",), needs_torch=True),
-    Unit("attention_avx512bf16.cpp", (*_AVX512, "-mavx512bf16")),
+    *(Unit(f"{name}_avx512bf16.cpp", (*_AVX512, "-mavx512bf16")) for name in ("attention", "winograd")),
     Unit("int8.cpp", (*_AVX512, "-ffp-contract=off")),  # the same bits as torch's
     *(
         Unit(source, (*flags, *_FINITE, f"-DMEZZOTINT_ISA={name}"))
@@ -237,8 +237,9 @@ def moments(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 b c"]:
 
 def moments_by_torch(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 b c"]:
     """`moments` without anything compiled."""
-    squares, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
-    return torch.stack([mean.double(), squares.double() * (x.shape[2] * x.shape[3])])
+    rows = x.float().permute(0, 2, 3, 1).flatten(1, 2)  # [b l c]: torch adds up rows twenty times sooner than columns
+    mean = rows.mean(1, keepdim=True)
+    return torch.stack([mean[:, 0].double(), (rows - mean).square_().sum(1).double()])
 
 
 def scale_into(
@@ -267,6 +268,40 @@ def scale_into_by_torch(
     """`scale_into` without anything compiled."""
     h = torch.addcmul(offset[:, :, None, None], x.float(), scale[:, :, None, None])
     y.copy_(F.silu(h) if silu else h)
+
+
+def convolves(module: nn.Conv2d) -> bool:
+    """Whether `convolve` computes this convolution: 3x3 with a border of zeros, in bfloat16, of enough channels."""
+    geometry = (module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode)
+    return (
+        geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+        and module.weight.dtype is torch.bfloat16
+        and module.weight.device.type == "cpu"
+        and module.in_channels % 16 == 0
+        and module.out_channels % 32 == 0
+        and "avx512_bf16" in instructions()
+    )
+
+
+def convolve(
+    x: Float[Tensor, "1 c h w"],
+    factors: tuple[Float[Tensor, "1 c"], Float[Tensor, "1 c"]] | None,
+    weights: Tensor,
+    bias: Float[Tensor, "o"],
+    out: Tensor,
+    first: int,
+    last: int,
+    *,
+    is_doubled: bool,
+    is_added: bool,
+) -> None:
+    """Rows [first, last) of x, times the first of `factors` plus the second and through SiLU, convolved into `out`.
+
+    Or added to what it holds. Doubled: of x behind a nearest upsampling. `weights` are transformed (convolution.py);
+    x and out are bfloat16, channels_last, whole maps. `first` is even unless doubled.
+    """
+    scale, offset = (None, None) if factors is None else factors
+    _ops.convolve(x, scale, offset, weights, bias, is_doubled, is_added, first, last, out)
 
 
 def _is_attention_compiled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:

@@ -27,11 +27,13 @@ from torch import nn
 from mezzotint.errors import ConfigError, RequestError, unknown
 from mezzotint.kernels import native
 from mezzotint.kernels.choices import APPROXIMATE, NATIVE, PACKED, PLAIN, Attend, KernelSet, Normalise, from_record
+from mezzotint.kernels.convolution import convolution_of
 from mezzotint.kernels.int8 import multiplies_bytes
+from mezzotint.kernels.map import Factors, Map, uninitialised
 from mezzotint.kernels.packed import PackedConvolution, PackedLinear, Weights, is_packable
 from mezzotint.storage import atomic, cache_folder
 
-SCHEMA = 1
+SCHEMA = 2
 ROUNDS = 6
 VARIABLE = "MEZZOTINT_KERNELS"
 NAMED = {"torch": PLAIN, "packed": PACKED, "native": NATIVE}
@@ -79,12 +81,13 @@ def possible(kernels: KernelSet, dtype: torch.dtype) -> KernelSet:
     if kernels.weights == "w8a8" and not multiplies_bytes():
         _log.warning("this processor does not multiply bytes exactly: weights 'w8a8' are replaced by 'packed'")
         kernels = replace(kernels, weights="packed")
-    lacks = "native" in (kernels.attention, kernels.norm) and not native.available()
-    if not lacks:
+    compiled = {key: "torch" for key, value in kernels.recorded().items() if value == "native"}
+    if kernels.convolution == "winograd":
+        compiled["convolution"] = "packed"
+    if not compiled or native.available():
         return kernels
     _log.warning("the compiled kernels are not built for this torch; `mezzotint doctor --build` builds them")
-    fallback = {key: "torch" if value == "native" else value for key, value in kernels.recorded().items()}
-    return from_record(fallback)
+    return from_record({**kernels.recorded(), **compiled})
 
 
 def with_weights(kernels: KernelSet, asked: str, dtype: torch.dtype) -> KernelSet:
@@ -183,6 +186,7 @@ def _decided(machine: Mapping[str, object]) -> Verdict:
                 "weights": weights,
                 "attention": _race(f"{name} attention", _attention(dtype), times),
                 "norm": _race(f"{name} norm", _norm(dtype), times),
+                "convolution": _race(f"{name} convolution", _convolution(dtype), times),
             }
         )
     dtype = "float32"
@@ -248,6 +252,23 @@ def _norm(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
     names = ["torch", *(["native"] if native.available() else [])]
     return {name: call(from_record({"norm": name}).normalise) for name in names}
+
+
+def _convolution(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """A band of a large map of the autoencoder, normalised before."""
+    module = nn.Conv2d(128, 128, 3, padding=1).to(dtype).requires_grad_(False)
+    shape = (1, 128, 16, 256)
+    x = _drawn(*shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    factors = Factors(torch.ones(1, 128), torch.zeros(1, 128))
+
+    def call(kernels: KernelSet) -> Callable[[], object]:
+        convolution = convolution_of(module, kernels, is_doubled=False)
+        before, out = Map(x, kernels), Map(uninitialised(shape, dtype), kernels)
+        return lambda: convolution.write(before, factors, 0, shape[2], out, is_added=False)
+
+    base = NATIVE if native.available() else PACKED
+    sets = [replace(base, convolution="packed"), *([NATIVE] if native.convolves(module) else [])]
+    return {kernels.convolution: call(kernels) for kernels in sets}
 
 
 @lru_cache(maxsize=1)

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple  # Any: the fields of Request,
 
 from mezzotint.errors import RequestError
 from mezzotint.images import open_image
-from mezzotint.pipeline.drive import Watch, drive
+from mezzotint.pipeline.drive import drive
 from mezzotint.pipeline.making import Making, Picture
 from mezzotint.pipeline.request import Progress, Request
-from mezzotint.pipeline.resolve import Resolved
 from mezzotint.pipeline.result import (
     Expectation,
     Result,
@@ -21,7 +20,6 @@ from mezzotint.pipeline.result import (
 )
 
 if TYPE_CHECKING:
-    from mezzotint.pipeline.resolve import Resolved
     from mezzotint.pipeline.system import System
 
 __all__ = [
@@ -82,9 +80,9 @@ def generate(system: "System", request: Request | None = None, /, **fields: Any)
     return running.result
 
 
-def watched(system: "System", resolved: "Resolved", watch: Watch) -> Stream:
-    """`stream` of a resolved request with somebody looking on; the pictures are the same, bit for bit."""
-    return Stream(_run(Making(system, resolved.request, resolved=resolved, watch=watch)))
+def watched(making: Making) -> Stream:
+    """`stream` of a request that is set up already, with whoever looks on; the pictures are the same, bit for bit."""
+    return Stream(_run(making))
 
 
 class Replay(NamedTuple):

@@ -26,9 +26,12 @@ class Asked(NamedTuple):
 
 
 def can_merge(asked: Asked) -> bool:
-    """Whether these rows can share a call: one network, run as it is. What is made ready for a processor runs alone."""
+    """Whether these rows can share a call: one network, run as it is, that nobody looks at.
+
+    What is made ready for a processor runs alone.
+    """
     names = {row.network for row in asked.rows}
-    return len(names) == 1 and isinstance(asked.predict.networks[names.pop()].run, UNet)
+    return len(names) == 1 and asked.predict.watch is None and isinstance(asked.predict.networks[names.pop()].run, UNet)
 
 
 def kind(asked: Asked) -> Hashable:

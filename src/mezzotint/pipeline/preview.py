@@ -20,7 +20,7 @@ from mezzotint.images import to_image
 from mezzotint.models.vae import AutoencoderKL
 from mezzotint.storage import atomic, cache_folder
 
-PICTURES = 32
+PICTURES = 32  # of either kind
 SIDE = 8  # latent positions of a drawn picture's side
 CACHED = "previews.json"
 
@@ -46,12 +46,16 @@ def stated(weights: Float[Tensor, "k 3"]) -> list[list[float]]:
 
 
 def drawn(side: int) -> list[Float[Tensor, "1 3 h w"]]:
-    """Smooth pictures and plain colours that together hold every colour; always the same ones."""
+    """Smooth pictures, and discs of one colour on another or on white, because pictures have edges; always the same."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(PICTURES, 3, 3, 3, generator=generator) * 2.4 - 1.2
     smooth = F.interpolate(coarse, (side, side), mode="bicubic", align_corners=True).clamp(-1, 1)
-    plain = torch.cartesian_prod(*[torch.tensor([-0.9, 0.0, 0.9])] * 3)[:, :, None, None].expand(-1, -1, side, side)
-    return [picture[None] for picture in torch.cat([smooth, plain])]
+    y, x = torch.meshgrid(torch.linspace(-1, 1, side), torch.linspace(-1, 1, side), indexing="ij")
+    left, top, radius = torch.rand(3, PICTURES, 1, 1, 1, generator=generator) - 0.5
+    inside = (x - left) ** 2 + (y - top) ** 2 < (0.5 + 0.4 * radius) ** 2  # [p 1 h w]
+    disc, ground = torch.randint(3, (2, PICTURES, 3, 1, 1), generator=generator) - 1.0  # black, grey, white by channel
+    ground[::2] = 1
+    return [picture[None] for picture in torch.cat([smooth, torch.where(inside, disc, ground)])]
 
 
 def previewed(latent: Float[Tensor, "1 c h w"], weights: Float[Tensor, "k 3"]) -> Image.Image:

@@ -155,19 +155,29 @@ def _problem(
 async def _invalid(request: Request, error: Exception) -> Response:
     """A body or parameter that the schema does not allow, in one sentence."""
     assert isinstance(error, RequestValidationError)
+    kind = request.headers.get("content-type", "").partition(";")[0]
+    if any(one["loc"] == ("body",) and isinstance(one["input"], bytes) for one in error.errors()):
+        detail = f"the body is read with 'Content-Type: application/json' only (found {kind[:60] or 'none'!r})"
+        return _problem(request, 415, "wrong_type", detail)
     lines: list[str] = []
     for one in error.errors()[:10]:
         details: dict[str, Any] = dict(one)  # Any: what pydantic says
+        if details["type"] == "json_invalid":
+            lines.append(f"the body is not JSON: {details['ctx']['error']}, at character {details['loc'][-1]}"[:300])
+            continue
         where = ".".join(str(part) for part in details["loc"][1:] if "[" not in str(part))[:200]
         said = str(details["msg"]).replace("Input should", "must")[:300]
-        lines.append(f"{where}: {said}" if where else said)
+        said = said.replace("a valid dictionary or object to extract fields from", "an object")
+        lines.append(f"{where}: {said}" if where else f"the body {said}")
     return _problem(request, 400, "wrong_request", "; ".join(lines) or "the request cannot be read")
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = CODES.get(error.status_code, "failed")
-    return _problem(request, error.status_code, code, str(error.detail), error.headers)
+    code, detail = CODES.get(error.status_code, "failed"), str(error.detail)
+    if detail == "Not Found":  # the framework's own word for a path that no route has
+        detail = "there is no such path here; GET /openapi.json lists those that there are"
+    return _problem(request, error.status_code, code, detail, error.headers)
 
 
 async def _wrong(request: Request, error: Exception) -> Response:

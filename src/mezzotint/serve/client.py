@@ -3,12 +3,17 @@
 import asyncio
 import base64
 import contextlib
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Path, Request
 from starlette.exceptions import HTTPException
 
 from mezzotint.serve.hub import Hub, Unavailable
+from mezzotint.serve.ids import ID_PATTERN
 from mezzotint.serve.job import Job
+
+Id = Annotated[str, Path(pattern=ID_PATTERN)]
+SSE = {"x-accel-buffering": "no", "cache-control": "no-store"}  # headers of a stream of events
 
 
 def hub_of(request: Request) -> Hub:

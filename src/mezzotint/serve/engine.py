@@ -7,10 +7,11 @@ with it.
     python -m mezzotint.serve.engine
 
 Commands: load, make, cancel, skip. Answers: hello, loading, loaded, unloadable, started, progress, preview, partial,
-picture, warning, done, failed, cancelled.
+picture, telling, story, warning, done, failed, cancelled.
 """
 
 import io
+import json
 import logging
 import os
 import queue
@@ -19,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import torch
 from PIL import Image
@@ -36,9 +37,15 @@ from mezzotint.pipeline.system import System, load
 from mezzotint.serve.batcher import Batcher
 from mezzotint.serve.wire import Frame, packed, read_frame
 
+if TYPE_CHECKING:
+    from mezzotint.explain.blocks import Telling
+    from mezzotint.explain.story import Story
+    from mezzotint.explain.watch import Watching
+
 PREVIEW_EVERY_S = 0.2
 PICTURES = ("image", "mask", "reference")
 SHOWN_PLACES = 65536  # a preview has no more pixels
+STORY_BYTES = 8_000_000
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +72,8 @@ class Job:
     asked: list[Row] | None = None  # None: the latent is done
     latent: Tensor | None = None
     bands: Bands[Picture] | None = None  # the pixels, while they are decoded
+    watching: "Watching | None" = None  # what is seen of a picture that is explained
+    telling: "Telling[Story] | None" = None  # its story, while it is told
 
     @property
     def total(self) -> int:
@@ -110,7 +119,7 @@ class Engine:
                 log.error("unknown command %r", other)
 
     def turn(self) -> None:
-        """One evaluation, or one band of decoding, of the job that is next."""
+        """One evaluation, one band of decoding or one piece of a story, of the job that is next."""
         name = self.batcher.turn()
         if name is None:
             return
@@ -140,6 +149,8 @@ class Engine:
     def _alone(self, job: Job) -> None:
         if job.image < 0:
             self._begin(job)
+        elif job.telling is not None:
+            self._tell(job)
         elif job.asked is None:
             self._finish(job)
         else:
@@ -194,6 +205,26 @@ class Engine:
             picture, job.bands = ended.value, None
         size = {"width": picture.image.width, "height": picture.image.height}
         self.say({"is": "picture", **job.place(), "seed": picture.seed, **size}, picture.png())
+        if job.watching is None:
+            self._advance(job)
+            return
+        from mezzotint.explain.story import Scene, telling
+
+        ms = 1000 * job.busy
+        job.telling = telling(Scene(making=job.making, watching=job.watching, image=picture.image, ms=ms))
+        self.say({"is": "telling", "job": job.id})
+
+    def _tell(self, job: Job) -> None:
+        """A piece of the story; all of it when it is told."""
+        assert job.telling is not None
+        try:
+            next(job.telling)
+            return
+        except StopIteration as ended:
+            story = json.dumps(ended.value.to_json()).encode()
+        if len(story) > STORY_BYTES:
+            raise MezzotintError(f"the story has more than {STORY_BYTES} bytes: take fewer steps or a smaller picture")
+        self.say({"is": "story", "job": job.id}, story)
         self._advance(job)
 
     def _advance(self, job: Job) -> None:
@@ -204,7 +235,7 @@ class Engine:
             self._next_image(job)
             return
         job.making.forget()
-        job.rows, job.asked, job.latent, job.bands = None, None, None, None
+        job.rows, job.asked, job.latent, job.bands, job.telling = None, None, None, None, None
         job.request, job.image = job.request + 1, -1
         job.number = sum(len(making.seeds) for making in job.makings[: job.request]) - 1
         if job.request == len(job.makings):
@@ -221,8 +252,9 @@ class Engine:
             how = {name: head.get(name, "auto") for name in ("dtype", "device", "weights")}
             system = load(head["path"], kernels=kernels, **how)
         except (MezzotintError, OSError, RuntimeError, MemoryError) as error:
-            log.error("model %s cannot be loaded", head["path"], exc_info=not isinstance(error, MezzotintError))
-            detail = str(error) if isinstance(error, MezzotintError) else "the file cannot be loaded"
+            is_told = isinstance(error, MezzotintError)
+            log.error("model %s cannot be loaded: %s", head["path"], error, exc_info=not is_told)
+            detail = str(error) if is_told else "the file cannot be loaded"
             self.say({"is": "unloadable", "model": head["model"], "detail": detail})
             return
         system.place = system.place._replace(source=head["name"], name=head["name"])  # no path of ours in pictures
@@ -260,7 +292,14 @@ class Engine:
             if self.system is None:
                 raise RequestError("no model is loaded")
             pictures = dict(zip(head.get("pictures", ()), parts, strict=True))
-            job.makings = [Making(self.system, _request(fields, pictures)) for fields in head["requests"]]
+            requests = [_request(fields, pictures) for fields in head["requests"]]
+            if head.get("explain"):
+                from mezzotint.explain.story import looked_at  # with much that other jobs do without
+
+                making, job.watching = looked_at(self.system, requests[0])
+                job.makings = [making]
+            else:
+                job.makings = [Making(self.system, request) for request in requests]
         except Exception as error:
             self._fail(job, error)
             return
@@ -282,8 +321,9 @@ class Engine:
         self._end(job, "failed", code=code, detail=detail)
 
     def _end(self, job: Job, how: str, **told: object) -> None:
-        if job.rows is not None:
-            job.rows.close()
+        for running in (job.rows, job.bands, job.telling):
+            if running is not None:
+                running.close()
         self.batcher.remove(job.id)
         if self.jobs.pop(job.id, None) is None and job.ending is not None:
             return  # said already

@@ -1,7 +1,7 @@
 """What happens to one job, in order, for any number of readers that come, go and come back.
 
-Events carry numbers that count up. Of those that only say how things stand now (`progress`, `preview`, `queued`) the
-latest is kept; all others are kept until the log is dropped, so that a reader who gives the number of the last event
+Events carry numbers that count up. Of those that only say how things stand now (FLEETING) the latest is
+kept; all others are kept until the log is dropped, so that a reader who gives the number of the last event
 that it saw misses nothing that matters.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-FLEETING = frozenset({"queued", "progress", "preview"})
+FLEETING = frozenset({"queued", "progress", "preview", "telling"})
 LAST = frozenset({"done", "failed", "cancelled"})
 KEEP_ALIVE_S = 15.0
 

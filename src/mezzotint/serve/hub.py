@@ -18,7 +18,7 @@ from mezzotint.serve.models import Shelf
 from mezzotint.serve.queue import cost
 from mezzotint.serve.store import JOBS_S, Store
 from mezzotint.serve.wish import check, fingerprint, told
-from mezzotint.serve.works import Settings, Works, links
+from mezzotint.serve.works import Settings, Works, links, story_of
 
 NEWS_EVERY_S = 0.5
 EXPIRE_EVERY_S = 60.0
@@ -86,6 +86,7 @@ class Hub(Works):
         keep: Keep = "gallery",
         wants_preview: bool = True,
         partials: int = 0,
+        is_explained: bool = False,
         key: str | None = None,
         body: object = None,
     ) -> Job:
@@ -113,7 +114,8 @@ class Hub(Works):
             keep=keep,
             wants_preview=wants_preview,
             partials=partials,
-            cost=sum(cost(request, self.defaults) for request in requests),
+            is_explained=is_explained,
+            cost=sum(cost(request, self.defaults, is_explained=is_explained) for request in requests),
         )
         self.queue.offer(job.id, job.cost, client, time.monotonic())
         self.jobs[job.id] = job
@@ -248,6 +250,7 @@ class Hub(Works):
             "requests": json.loads(row["requests"]),
             "total": len(entries),
             "images": entries,
+            "story": None if (size := self.store.story_size(row["id"])) is None else story_of(row["id"], size),
             "progress": None,
             "warnings": [],
             "error": json.loads(row["error"]) if row["error"] else None,

@@ -34,6 +34,7 @@ class Job:
     model: str
     keep: Keep = "gallery"
     wants_preview: bool = True
+    is_explained: bool = False
     partials: int = 0
     cost: float = 0.0
     created: float = field(default_factory=time.time)
@@ -42,6 +43,7 @@ class Job:
     warnings: list[str] = field(default_factory=list[str])
     error: dict[str, Any] | None = None  # Any: JSON
     made: list[Made] = field(default_factory=list[Made])
+    story: dict[str, Any] | None = None  # Any: JSON, the data of its event
     log: EventLog = field(default_factory=EventLog)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     began: float | None = None
@@ -67,6 +69,7 @@ class Job:
             "requests": self.shown,
             "total": self.total,
             "images": [made.entry for made in self.made],
+            "story": self.story,
             "progress": self.progress,
             "warnings": self.warnings,
             "error": self.error,

@@ -2,9 +2,10 @@
 
 The cost of a job is the pixels that its network evaluations go over, plus decoding; how many seconds that is, is learnt
 from what jobs took. The queue holds a bounded cost, waiting and running together; what would go beyond is refused at
-once, with the time after which it would fit. The next job is the one with the smallest tag: when it came, plus how long
-it takes, plus what the same client has waiting already. So small jobs overtake large ones, but no job is overtaken for
-longer than it takes itself, and a client with many jobs does not push others back.
+once, with the time after which it would fit. The next job is the one with the smallest tag: when it came, or the tag of
+the same client's last job that waits if that is later, plus how long it takes. So small jobs overtake large ones, but
+no job is overtaken for longer than it takes itself, a client with many jobs does not push others back, and its own jobs
+stay in their order.
 """
 
 import math
@@ -15,6 +16,7 @@ from mezzotint.names import SAMPLERS
 from mezzotint.pipeline.request import Request
 
 DECODING = 2.0  # evaluations that decoding costs: a VAE goes over 64 times as many positions, but only once
+TOLD = 3.0  # times the cost of a picture that is explained: its estimates are decoded, too, and it goes back and forth
 MEMORY = 0.8  # of the learnt rate, after every job
 LONGEST_RETRY_S = 120  # clients do not wait longer
 SMALL = 4  # a job this many times smaller than what is running does not wait for a free place
@@ -39,12 +41,13 @@ def evaluations(request: Request, defaults: Defaults) -> int:
     return SAMPLERS[request.sampler or defaults.sampler].cost(steps) * request.count
 
 
-def cost(request: Request, defaults: Defaults) -> float:
+def cost(request: Request, defaults: Defaults, *, is_explained: bool = False) -> float:
     """Megapixels that the networks go over for a request: a row of one evaluation counts its pixels."""
     pixels = (request.width or defaults.width) * (request.height or defaults.height) / 1e6
     guidance = defaults.guidance if request.guidance is None else request.guidance
     rows = 1 if guidance == 1 else 2
-    return pixels * (evaluations(request, defaults) * rows + DECODING * request.count)
+    made = pixels * (evaluations(request, defaults) * rows + DECODING * request.count)
+    return made * TOLD if is_explained else made
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +91,8 @@ class Queue:
         if held and held + cost > self.capacity:
             over = min(held, held + cost - self.capacity) * (self.seconds_per_cost or 0)
             raise Full(max(1, min(LONGEST_RETRY_S, math.ceil(over))))
-        own = sum(ticket.cost for ticket in self.waiting.values() if ticket.client == client)
-        self.waiting[job] = Ticket(job, cost, client, now + (own + cost) * (self.seconds_per_cost or 0))
+        since = max((ticket.tag for ticket in self.waiting.values() if ticket.client == client), default=now)
+        self.waiting[job] = Ticket(job, cost, client, max(now, since) + cost * (self.seconds_per_cost or 0))
 
     @property
     def held(self) -> float:

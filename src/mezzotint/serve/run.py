@@ -109,7 +109,7 @@ def serve(first: str, place: Place, said: Callable[[str], None]) -> None:
         access_log=False,
         server_header=False,
         date_header=True,
-        proxy_headers=False,
+        proxy_headers=bool(place.allowed_hosts),  # then a proxy on this machine says who asks, and how
         timeout_keep_alive=10,
         timeout_graceful_shutdown=5,
         limit_concurrency=CONNECTIONS,
@@ -125,8 +125,28 @@ def serve(first: str, place: Place, said: Callable[[str], None]) -> None:
         f"native      {address}/api/v1    docs/reference/http.md",
     ):
         said(line)
-    server = Server(config, lambda: hub.drain(place.grace))
-    asyncio.run(server.serve(sockets=[listening]))
+
+    async def run() -> None:
+        telling = asyncio.create_task(_tell(hub, said), name="tell")
+        await Server(config, lambda: hub.drain(place.grace)).serve(sockets=[listening])
+        telling.cancel()
+
+    asyncio.run(run())
+
+
+async def _tell(hub: Hub, said: Callable[[str], None]) -> None:
+    """Say at the terminal whenever the server's state changes."""
+    before = "loading"
+    async for now in hub.news():
+        if now is None or now["state"] == before:
+            continue
+        before, model, queue = now["state"], now["model"], now["queue"]
+        words = now["detail"]
+        if before == "ready" and model is not None:
+            words = f"{model['name']}: {model['title']}, {model['dtype']} on {model['device']}"
+        elif before == "draining":
+            words = f"{queue['running'] + queue['waiting']} jobs are finished first; a second signal ends them"
+        said(f"{before:11} {words}".rstrip())
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -139,5 +159,7 @@ def _listening(host: str, port: int) -> socket.socket:
         listening.listen(CONNECTIONS)  # before anybody reads the address; they wait until the server takes them
     except OSError as error:
         listening.close()
-        raise RequestError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        raise RequestError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; --port 0 takes a port that is free"
+        ) from None
     return listening

@@ -1,9 +1,10 @@
-"""Pictures in a folder, and an index of them: what the gallery shows, uploads, and jobs that have not ended.
+"""Pictures in a folder, and an index of them: what the gallery shows, uploads, stories, jobs that have not ended.
 
     FOLDER/pictures/2026-11/p_….png     the gallery; each file carries everything that the index says about it
     FOLDER/passing/p_….png              pictures that nobody asked to keep, for an hour
     FOLDER/uploads/u_….png              given pictures, decoded and encoded again, for a day
     FOLDER/thumbs/p_….webp              made again where they are missing
+    FOLDER/stories/j_….json             how pictures came about, each for an hour, the latest few
     FOLDER/index.sqlite3                can be deleted: `reindex` makes it again from the files
 
 A file appears whole or not at all, and before its row does. Opening sweeps what a crash left: drafts, rows without
@@ -31,6 +32,7 @@ from mezzotint.storage import atomic
 INDEX = "index.sqlite3"
 PASSING_S, UPLOADS_S, JOBS_S = 3600.0, 86400.0, 3600.0
 MAX_FOUND = 200
+MAX_STORIES = 32
 UNFINISHED = ("queued", "running")
 
 _TABLES = """
@@ -70,7 +72,7 @@ class Store:
         self.folder = folder
         self._lock = threading.RLock()
         try:
-            for name in ("pictures", "passing", "uploads", "thumbs"):
+            for name in ("pictures", "passing", "uploads", "thumbs", "stories"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
             self._database = self._opened()
         except OSError as error:
@@ -183,6 +185,29 @@ class Store:
                 return str(row["id"])
         return None
 
+    # stories
+
+    def add_story(self, job: str, story: bytes) -> None:
+        """Keep the story that a job told."""
+        with atomic(self._story(job)) as file:
+            file.write(story)
+        self._expire_stories(time.time())
+
+    def story_bytes(self, job: str) -> bytes | None:
+        """The story of a job."""
+        return _read(self._story(job)) if is_id(job, "j") else None
+
+    def story_size(self, job: str) -> int | None:
+        """Its bytes; None if there is none."""
+        path = self._story(job)
+        return path.stat().st_size if is_id(job, "j") and path.is_file() else None
+
+    def _expire_stories(self, now: float) -> None:
+        stories = [path for path in (self.folder / "stories").glob("j_*.json") if is_id(path.stem, "j")]
+        for place, path in enumerate(sorted(stories, reverse=True)):
+            if place >= MAX_STORIES or moment_of(path.stem) < now - JOBS_S:
+                path.unlink(missing_ok=True)
+
     # jobs
 
     def add_job(self, name: str, requests: object, *, key: str | None, body: str) -> None:
@@ -220,6 +245,7 @@ class Store:
             self.delete_picture(row["id"])
         for row in self._rows("SELECT id FROM uploads WHERE created < ?", now - UPLOADS_S):
             self._upload(row["id"]).unlink(missing_ok=True)
+        self._expire_stories(now)
         with self._changed() as database:
             database.execute("DELETE FROM uploads WHERE created < ?", (now - UPLOADS_S,))
             database.execute(f"DELETE FROM jobs WHERE created < ? AND state NOT IN {UNFINISHED}", (now - JOBS_S,))
@@ -323,6 +349,9 @@ class Store:
 
     def _upload(self, name: str) -> Path:
         return self.folder / "uploads" / f"{name}.png"
+
+    def _story(self, job: str) -> Path:
+        return self.folder / "stories" / f"{job}.json"
 
     def _thumb(self, name: str) -> Path:
         return self.folder / "thumbs" / f"{name}.webp"

@@ -87,6 +87,8 @@ if TYPE_CHECKING:  # type checkers see what it is; its fields are made below fro
     class Wish(BaseModel):
         """One wish for pictures."""
 
+        count: int = 1
+
 else:
     Wish = create_model("Wish", __config__=STRICT, __doc__="One wish for pictures.", **_fields())
 

@@ -135,9 +135,15 @@ class Works:
                 job.log.add("warning", {"detail": head["detail"]})
             case "picture":
                 await self._keep(job, head, place, parts[0])
+            case "telling":
+                job.log.add("telling", {})
+            case "story":
+                await self.on_disk(lambda: self.store.add_story(job.id, parts[0]))
+                job.story = story_of(job.id, len(parts[0]))
+                job.log.add("story", job.story)
             case "done" | "cancelled" | "failed" as how:
                 self._failures = self._failures + 1 if head.get("code") == "out_of_memory" else 0
-                if how == "done":
+                if how == "done" and not job.is_explained:
                     self.queue.learn(job.cost, head["busy"])
                 detail = {"code": head["code"], "detail": head["detail"]} if how == "failed" else {}
                 await self._end(job, how, **detail)
@@ -214,6 +220,7 @@ class Works:
             "pictures": list(pictures),
             "preview": job.wants_preview,
             "partials": job.partials,
+            "explain": job.is_explained,
         }
         await self.link.tell(head, *pictures.values())
         self._say_places()
@@ -310,6 +317,11 @@ class Works:
 def links(name: str) -> dict[str, str]:
     """Where a picture's file and thumbnail are."""
     return {"url": f"/api/v1/images/{name}/file", "thumb": f"/api/v1/images/{name}/thumb"}
+
+
+def story_of(job: str, size: int) -> dict[str, Any]:  # Any: JSON
+    """Where the story of a job is, and how large."""
+    return {"url": f"/api/v1/jobs/{job}/story", "bytes": size}
 
 
 def _data_url(png: bytes) -> str:

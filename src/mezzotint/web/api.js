@@ -41,8 +41,9 @@ export const schema = () => json("GET", "/schema");
 export const samplers = () => json("GET", "/samplers");
 export const signIn = (key) => send("POST", "/session", { body: { key } });
 export const tokens = (text, signal) => json("POST", "/tokens", { body: { text }, signal });
-export const estimate = (requests, signal) => json("POST", "/estimate", { body: { requests }, signal });
+export const estimate = (requests, how) => json("POST", "/estimate", { body: { requests, ...how } });
 export const job = (id) => json("GET", `/jobs/${id}`);
+export const story = (id) => json("GET", `/jobs/${id}/story`);
 export const cancel = (id) => json("DELETE", `/jobs/${id}`);
 export const images = (fields, signal) => json("GET", `/images${query(fields)}`, { signal });
 export const image = (id) => json("GET", `/images/${id}`);
@@ -54,8 +55,8 @@ export const model = (id) => json("GET", `/models/${id}`);
 export const load = (id) => json("POST", `/models/${id}/load`);
 
 /** Queue requests as one job. The same key twice is the same job, so a repeated call after a lost answer is safe. */
-export const start = (requests, key) =>
-  json("POST", "/jobs", { body: { requests, preview: true }, headers: { "Idempotency-Key": key } });
+export const start = (requests, key, how) =>
+  json("POST", "/jobs", { body: { requests, preview: true, ...how }, headers: { "Idempotency-Key": key } });
 
 /**
  * The events of a stream, from the one after `last` on. Ends with the stream; a 204 (nothing more) ends it at once.

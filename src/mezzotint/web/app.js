@@ -1,8 +1,9 @@
-/** The page: its head, its five views, what may be dropped on it, and what it says. */
+/** The page: its head, its six views, what may be dropped on it, and what it says. */
 
 import "./compare.js";
 import "./create.js";
 import "./edit.js";
+import "./explain.js";
 import "./gallery.js";
 import "./models.js";
 import "./picture.js";
@@ -10,7 +11,7 @@ import { store } from "./store.js";
 import { View, go, icon, tool } from "./ui.js";
 import { html, keyed, nothing } from "./vendor/lit.js";
 
-const VIEWS = { create: "Create", edit: "Edit", gallery: "Gallery", compare: "Compare", models: "Models" };
+const VIEWS = { create: "Create", edit: "Edit", gallery: "Gallery", compare: "Compare", explain: "Explain", models: "Models" };
 const THEMES = { system: "light or dark as the system", light: "light", dark: "dark" };
 const THEME_ICONS = { system: "system", light: "sun", dark: "moon" };
 
@@ -19,6 +20,7 @@ const BODIES = {
   edit: () => html`<mz-edit class="view"></mz-edit>`,
   gallery: () => html`<mz-gallery class="view"></mz-gallery>`,
   compare: () => html`<mz-compare class="view"></mz-compare>`,
+  explain: () => html`<mz-explain class="view"></mz-explain>`,
   models: () => html`<mz-models class="view"></mz-models>`,
 };
 
@@ -31,6 +33,7 @@ class App extends View {
     this.view = this.asked;
     addEventListener("hashchange", () => {
       this.view = this.asked;
+      for (const dialog of this.querySelectorAll("dialog[open]:not(.ask)")) dialog.close(); // the way back leads out of it
       this.updateComplete.then(() => this.querySelector("main h1")?.focus({ preventScroll: true }));
       scrollTo(0, 0);
     });
@@ -68,7 +71,7 @@ class App extends View {
   }
 
   title_() {
-    const job = ["create", "edit", "compare"].map((place) => store.jobs[place]).find((one) => one?.state === "running");
+    const job = Object.keys(VIEWS).map((place) => store.jobs[place]).find((one) => one?.state === "running");
     const done = job?.progress ? `${Math.round(100 * job.progress.fraction)} % · ` : "";
     return `${done}${VIEWS[this.view]} – mezzotint`;
   }

@@ -61,6 +61,7 @@ export class Compare extends View {
       const { requests, ...table } = plan;
       await store.run("compare", requests);
       this.set({ table: { ...table, base: { ...toRequest(store.form), seed: requests[0].seed } } });
+      if (matchMedia("(max-width: 60rem)").matches) this.querySelector(".result").scrollIntoView({ behavior: "smooth" });
     } catch (error) {
       store.say(error.message, "error");
     }

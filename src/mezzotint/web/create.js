@@ -23,6 +23,16 @@ export class Create extends View {
     return store.server?.model?.needs ?? [];
   }
 
+  /** Where its jobs are kept. */
+  get place() {
+    return "create";
+  }
+
+  /** Fields of the job besides the request. */
+  get how() {
+    return {};
+  }
+
   get request() {
     const { reference } = store;
     return toRequest(store.form, this.needs.includes("reference") && reference ? { reference: { upload: reference.id } } : {});
@@ -30,10 +40,10 @@ export class Create extends View {
 
   async make(event) {
     event?.preventDefault();
-    if (store.isBusy("create") || this.lack) return;
+    if (store.isBusy(this.place) || this.lack) return;
     try {
-      await store.run("create", [this.request]);
-      if (matchMedia("(max-width: 60rem)").matches) this.querySelector("mz-stage").scrollIntoView({ behavior: "smooth" });
+      await store.run(this.place, [this.request], this.how);
+      if (matchMedia("(max-width: 60rem)").matches) this.querySelector(".result").scrollIntoView({ behavior: "smooth" });
     } catch (error) {
       store.say(error.message, "error");
     }
@@ -69,7 +79,7 @@ export class Create extends View {
   }
 
   updated() {
-    const job = store.jobs.create;
+    const job = store.jobs[this.place];
     const seed = job?.images[0]?.seed;
     // the seed that was drawn is shown, so that one press keeps it
     if (seed !== undefined && this.seenSeedOf !== job.id) {
@@ -89,7 +99,7 @@ export class Create extends View {
     clearTimeout(this.pricing);
     this.pricing = setTimeout(async () => {
       try {
-        this.cost = await api.estimate([request]);
+        this.cost = await api.estimate([request], this.how);
       } catch {
         this.cost = null; // what is wrong is said when it is asked for
       }
@@ -99,21 +109,26 @@ export class Create extends View {
   render() {
     const { form, server } = store;
     const defaults = server?.model?.defaults ?? { width: 512, height: 512 };
-    const state = server?.state;
-    const waits = { loading: "The model is being read…", draining: "The server is shutting down.", failed: server?.detail }[state];
-    const note = waits ?? this.lack ?? (this.cost?.seconds ? `about ${duration(this.cost.seconds)}` : "");
     return html`
       <h1 class="off-screen" tabindex="-1">Create</h1>
       <form class="panel" @submit=${this.make} @keydown=${(event) => (event.ctrlKey || event.metaKey) && event.key === "Enter" && this.make(event)}>
         ${this.varied()}
         <mz-form name="form" use="create"></mz-form>
-        ${action({ place: "create", label: form.count > 1 ? `Make ${form.count} pictures` : "Make the picture", start: this.make, isDisabled: state !== "ready" || Boolean(this.lack), note })}
+        ${this.action(form.count > 1 ? `Make ${form.count} pictures` : "Make the picture")}
       </form>
       <section class="result" aria-label="Result">
         <mz-stage place="create" width=${form.width ?? defaults.width} height=${form.height ?? defaults.height} @shown=${() => this.requestUpdate()}></mz-stage>
         ${this.finished()}
       </section>
     `;
+  }
+
+  /** The button that starts or stops, and what there is to know before. */
+  action(label) {
+    const { state, detail } = store.server ?? {};
+    const waits = { loading: "The model is being read…", draining: "The server is shutting down.", failed: detail }[state];
+    const note = waits ?? this.lack ?? (this.cost?.seconds ? `about ${duration(this.cost.seconds)}` : "");
+    return action({ place: this.place, label, start: this.make, isDisabled: state !== "ready" || Boolean(this.lack), note });
   }
 
   finished() {

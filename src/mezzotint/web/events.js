@@ -46,7 +46,7 @@ export function started(job) {
   return {
     id: job.id, state: job.state, requests: job.requests, total: job.total, position: job.position ?? 0,
     secondsLeft: job.seconds_left ?? null, images: job.images ?? [], progress: job.progress ?? null, previews: {},
-    warnings: job.warnings ?? [], error: job.error ?? null, lastEventId: null,
+    story: job.story ?? null, isTelling: false, warnings: job.warnings ?? [], error: job.error ?? null, lastEventId: null,
   };
 }
 
@@ -63,7 +63,9 @@ export function after(job, { id, event, data }) {
     next.previews = { ...job.previews, [data.number]: thinned(frames) };
   } else if (event === "image") {
     next.images = [...job.images.filter((one) => one.number !== data.number), data].sort((a, b) => a.number - b.number);
-  } else if (event === "warning") {
+  } else if (event === "telling") next.isTelling = true;
+  else if (event === "story") next.story = data;
+  else if (event === "warning") {
     if (!job.warnings.includes(data.detail)) next.warnings = [...job.warnings, data.detail];
   } else if (ENDED.has(event)) {
     Object.assign(next, { state: event, secondsLeft: null });

@@ -1,4 +1,4 @@
-/** The form of a request: one element for Create, Edit and Compare, which show more or less of it. */
+/** The form of a request: one element for Create, Edit, Compare and Explain, which show more or less of it. */
 
 import * as api from "./api.js";
 import { HIDDEN, OWN, control, isEmpty, sizes } from "./request.js";
@@ -8,7 +8,7 @@ import { html, live, nothing, repeat } from "./vendor/lit.js";
 
 const COUNTING_PAUSE_MS = 250;
 
-/** `name` is the form in the store; `for` is what it is used for: "create", "edit" or "compare". */
+/** `name` is the form in the store; `use` is what it is used for: "create", "edit", "compare" or "explain". */
 export class Form extends View {
   static properties = { name: {}, use: {}, counted: { state: true }, isCustom: { state: true } };
 
@@ -60,7 +60,7 @@ export class Form extends View {
       ${this.prompts()}
       ${this.use === "edit" ? nothing : this.shape()}
       <div class="pair">
-        ${this.use === "compare" ? nothing : this.count_()} ${this.seed()}
+        ${this.use === "compare" || this.use === "explain" ? nothing : this.count_()} ${this.seed()}
       </div>
       ${this.use === "edit" ? this.range("strength", "Strength", { low: 0.05, high: 1, step: 0.05, fallback: 1, says: "how much is made new" }) : nothing}
       <details class="more">

@@ -61,6 +61,22 @@ export function edit(id) {
   go("edit");
 }
 
+/** Have the story of a picture told: it is made again with somebody looking on. */
+async function explain(id) {
+  if (store.isBusy("explain")) return go("explain");
+  const found = await details(id);
+  if (!found) return;
+  leave();
+  const request = usable(found.request);
+  if (!request.image) store.reuse(request);
+  go("explain");
+  try {
+    await store.run("explain", [request], { explain: true });
+  } catch (error) {
+    store.say(error.message, "error");
+  }
+}
+
 async function copied(id, how, what) {
   const found = await details(id);
   if (!found) return;
@@ -79,6 +95,7 @@ export function actions(id, { isWhole = false } = {}) {
   return html`
     <div class="actions" role="group" aria-label="With this picture">
       <button type="button" @click=${() => reuse(id)}>${icon("reuse")} Reuse all</button>
+      <button type="button" @click=${() => explain(id)}>${icon("explain")} Explain</button>
       <button type="button" @click=${async () => {
         const found = await details(id);
         if (found) store.fill("form", { seed: found.seed, isSeedKept: true });

@@ -103,6 +103,8 @@ export class Stage extends View {
         <p class="number">
           ${job.state === "queued"
             ? html`<span>${job.position ? `${job.position} ahead of you` : "starting"}</span>`
+            : job.isTelling
+            ? html`<span>the picture is finished; its story is being told</span>`
             : progress
               ? html`<span>step ${progress.step} of ${progress.steps}</span>
                   ${progress.total > 1 ? html`<span>picture ${progress.number + 1} of ${progress.total}</span>` : nothing}

@@ -5,7 +5,7 @@ import { ENDED, after, started } from "./events.js";
 import { blank, fromRequest } from "./request.js";
 
 const FORMS = ["form", "editForm"];
-const PLACES = ["create", "edit", "compare"];
+const PLACES = ["create", "edit", "compare", "explain"];
 const SAVED = "mezzotint";
 const NEW_JOB_TRIES = 5;
 
@@ -120,12 +120,15 @@ class Store extends EventTarget {
     return Boolean(job) && !ENDED.has(job.state);
   }
 
-  /** Start a job in a place. A full queue is waited for, as long as the server says. Throws what the server says. */
-  async run(place, requests) {
+  /**
+   * Start a job in a place; `how` are fields of the job besides its requests. A full queue is waited for, as long as
+   * the server says. Throws what the server says.
+   */
+  async run(place, requests, how = {}) {
     const key = crypto.randomUUID?.() ?? String(Math.random()).slice(2);
     for (let attempt = 1; ; attempt++) {
       try {
-        const job = started(await api.start(requests, key));
+        const job = started(await api.start(requests, key, how));
         this.#put(place, { ...job, requests }); // as asked: the form's own words
         this.#follow(place);
         return;
@@ -172,7 +175,7 @@ class Store extends EventTarget {
         if (mine() && this.isBusy(place)) {
           const now = await api.job(id);
           if (ENDED.has(now.state)) {
-            this.#put(place, { ...this.jobs[place], state: now.state, images: now.images, error: now.error });
+            this.#put(place, { ...this.jobs[place], state: now.state, images: now.images, story: now.story, error: now.error });
           }
         }
       } catch (error) {

@@ -47,6 +47,7 @@ const PATHS = {
   edit: "M4 20c4 0 6-1 6-4a3 3 0 0 0-6 0c0 2-1 3-2 3M10 13L19 3c1-1 3 1 2 2L12 15",
   gallery: "M4 4h7v7H4zM13 4h7v7h-7zM4 13h7v7H4zM13 13h7v7h-7z",
   compare: "M4 5h16v14H4zM4 12h16M12 5v14",
+  explain: "M9 18h6M10 21h4M12 3a6 6 0 0 0-4 10c1 1 1 2 1 3h6c0-1 0-2 1-3a6 6 0 0 0-4-10",
   models: "M12 3l8 4.5v9L12 21l-8-4.5v-9zM4 7.5l8 4.5 8-4.5M12 12v9",
   dice: "M5 5h14v14H5zM9 9h.01M15 15h.01M15 9h.01M9 15h.01M12 12h.01",
   locked: "M6 11h12v9H6zM8 11V8a4 4 0 0 1 8 0v3",

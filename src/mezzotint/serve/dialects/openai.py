@@ -117,7 +117,7 @@ async def model(name: str, request: Request) -> dict[str, Any]:  # Any: JSON
     hub = hub_of(request)
     entry = await hub.on_disk(lambda: hub.shelf.find(name))
     if entry is None:
-        raise HTTPException(404, f"the model {name[:100]!r} does not exist")
+        raise HTTPException(404, await _unknown(hub, name))
     return _model(entry)
 
 
@@ -309,13 +309,18 @@ def _event(kind: str, data: bytes, more: dict[str, Any]) -> bytes:  # Any: JSON
     return f"event: {kind}\ndata: {json.dumps(body)}\n\n".encode()
 
 
+async def _unknown(hub: Hub, name: str) -> str:
+    names = [entry.name for entry in await hub.on_disk(hub.shelf.entries)]
+    return f"the model {name[:100]!r} does not exist; one of: {', '.join(names[:20])}"
+
+
 async def _entry(hub: Hub, name: str | None) -> Entry | None:
     """The model that is asked for; None for the default one. Raises: HTTPException if there is none of this name."""
     if name is None:
         return None
     entry = await hub.on_disk(lambda: hub.shelf.find(name))
     if entry is None and not ELSEWHERE.fullmatch(name):
-        raise HTTPException(404, f"the model {name[:100]!r} does not exist")
+        raise HTTPException(404, await _unknown(hub, name))
     return entry
 
 

@@ -1,5 +1,7 @@
-// Draws a story: one function for each kind of block. No library, nothing loaded; texts are always set as text.
-"use strict";
+/**
+ * Draws a story: one function for each kind of block. No library, nothing loaded; texts are always set as text.
+ * The page of `mezzotint explain` holds a copy of this file, the server's page imports it.
+ */
 
 const HEAT = [[9, 7, 30], [72, 20, 104], [170, 44, 92], [237, 105, 37], [251, 210, 90], [252, 255, 220]];
 const WORD_HUES = [210, 28, 130, 330, 265, 50, 180, 0, 90, 300];
@@ -8,6 +10,7 @@ function h(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name === "class") node.className = value;
+    else if (name === "style") node.style.cssText = value ?? ""; // as an attribute, the server's policy forbids it
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value);
   }
@@ -41,9 +44,8 @@ function bytes(block) {
   return found;
 }
 
-function wide(most = 720) {
-  return Math.max(300, Math.min(most, document.documentElement.clientWidth - 56));
-}
+let room = 720; // CSS pixels that a plot may take
+
 
 function heading(text) {
   return text ? h("h3", {}, text) : null;
@@ -57,7 +59,7 @@ const blocks = {
       h("div", { class: "row" }, block.items.map((item) => pictureOf(item, block.side)))),
 
   table: (block) => {
-    const head = block.columns.some(Boolean) ? h("thead", {}, h("tr", {}, block.columns.map((c) => h("th", {}, c)))) : null;
+    const head = block.columns.some(Boolean) ? h("thead", {}, h("tr", {}, block.columns.map((c) => h(c ? "th" : "td", {}, c)))) : null;
     const rows = block.rows.map((row) =>
       h("tr", {}, row.map((cell) => h("td", { class: typeof cell === "number" ? "number" : null }, cell === null ? "" : String(cell)))));
     const whole = h("div", { class: "scroll" }, h("table", {}, head, h("tbody", {}, rows)));
@@ -69,10 +71,10 @@ const blocks = {
     const span = block.high - block.low || 1;
     const unit = (value) => (block.low < 0 ? value / Math.max(-block.low, block.high) : 0.06 + (0.9 * (value - block.low)) / span);
     const isLong = Math.max(...block.columns.map((c) => c.length)) > 8 && block.columns.length > 3;
-    const head = h("tr", {}, h("th", {}, ""), block.columns.map((c) => h("th", { class: isLong ? "tilted" : null }, h("span", { title: c }, isLong && c.length > 18 ? `${c.slice(0, 17)}…` : c))));
+    const head = h("tr", {}, h("td"), block.columns.map((c) => h("th", { class: isLong ? "tilted" : null }, h("span", { title: c }, isLong && c.length > 18 ? `${c.slice(0, 17)}…` : c))));
     const rows = block.values.map((row, i) => h("tr", {}, h("th", { scope: "row" }, block.rows[i]),
       row.map((value, j) => h("td", {
-        style: `background:${diverging(unit(value))}`, title: `${block.rows[i]} and ${block.columns[j]}: ${value}`,
+        style: `background:${diverging(unit(value))}${Math.abs(unit(value)) > 0.75 ? ";color:#1d1c1a" : ""}`, title: `${block.rows[i]} and ${block.columns[j]}: ${value}`,
       }, value.toFixed(2)))));
     return h("figure", { class: "block" }, heading(block.title),
       h("div", { class: "scroll" }, h("table", { class: isLong ? "matrix long" : "matrix" }, h("thead", {}, head), h("tbody", {}, rows))));
@@ -109,7 +111,7 @@ const blocks = {
   },
 
   histogram: (block) => {
-    const width = wide(), height = 190, bins = block.density.length, top = Math.max(0.45, ...block.density) * 1.05;
+    const width = room, height = 190, bins = block.density.length, top = Math.max(0.45, ...block.density) * 1.05;
     const x = (value) => ((value + block.reach) / (2 * block.reach)) * width;
     const y = (value) => height - 22 - (value / top) * (height - 30);
     const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "plot", role: "img", "aria-label": block.title });
@@ -173,7 +175,7 @@ const blocks = {
     return h("details", { class: "block fold", open: "" }, h("summary", {}, block.title), h("div", { class: "ladder" },
       block.rows.map((row) => [
         h("img", { src: row.src, alt: "", class: "pixel", style: `width:${Math.max(14, 44 * row.shape[1] / high)}px` }),
-        h("span", {}, row.name, h("small", {}, ` ${row.shape.join(" × ")}`)),
+        h("span", { title: row.name }, placeName(row.name), h("small", {}, ` ${row.shape.join(" × ")}`)),
         h("span", { class: "track" }, h("span", { class: "bar", style: `width:${(100 * row.shape[0]) / most}%` })),
         h("span", { class: "number" }, `${row.ms} ms`),
       ])), h("p", { class: "note" }, "Pictures: mean strength at every place, as large as the level. Bars: number of channels."));
@@ -237,7 +239,7 @@ function ticksOf(low, high, isLog) {
 }
 
 function curvesOf(block) {
-  const width = wide(), height = width < 480 ? 240 : 280, left = 46, bottom = 36, top = 10, right = 12;
+  const width = room, height = width < 480 ? 240 : 280, left = 46, bottom = 36, top = 10, right = 20;
   const plain = block.lines.filter((line) => !line.dots || !block.chosen);
   const options = block.chosen ? block.lines.filter((line) => line.dots) : [];
   const all = block.lines.flatMap((line) => line.points);
@@ -291,6 +293,18 @@ function mapCanvas(data, start, rows, columns, isOverlay) {
   return canvas;
 }
 
+/** A name within the U-Net for people, as "down 2, block 1", and which layer it is of several. */
+function placeName(name, names = []) {
+  const found = /^(?:(\w+)\.)?(down|up|middle)(?:\.(\d+)\.(?:blocks\.(\d+)|resample))?(?:\.attn\.layers\.(\d+))?$/.exec(name);
+  if (!found) return { conv_in: "first convolution", conv_out: "last convolution" }[name] ?? name;
+  const [, network, way, level, block, layer] = found;
+  const counted = (place) => Number(place) + 1;
+  const part = block === undefined ? { down: "to half the size", up: "to twice the size" }[way] : `block ${counted(block)}`;
+  const stem = name.replace(/\d+$/, "");
+  const isOneOfMany = layer !== undefined && names.filter((other) => other.replace(/\d+$/, "") === stem).length > 1;
+  return [network, way, level && `${counted(level)}, ${part}`, isOneOfMany && `layer ${counted(layer)}`].filter(Boolean).join(" ");
+}
+
 function stepsOf(block) {
   const frames = block.frames, maps = block.maps && block.maps.words.length ? block.maps : null;
   const held = maps && { steps: bytes(maps.steps), layers: bytes(maps.layers), heads: bytes(maps.heads) };
@@ -306,10 +320,10 @@ function stepsOf(block) {
     noise: h("img", { class: "pixel", alt: "the noise that is seen" }),
     change: frames.some((frame) => frame.change) ? h("img", { class: "pixel", alt: "what guidance changed" }) : null,
   };
-  const labels = { x: "goes in: the noisy latent", noise: "the noise the network sees", change: "what guidance changed" };
+  const labels = { x: "goes in: the noisy latent", noise: "the noise the network sees", change: "what guidance changed: bright much" };
   const side = h("div", { class: "thumbs" }, Object.entries(thumbs).filter(([, node]) => node).map(([name, node]) =>
     h("figure", { class: "picture" }, node, h("figcaption", {}, labels[name]))));
-  const ranking = h("div", { class: "ranking" }, maps ? h("p", { class: "note" }, "Point at the picture: which words act there?") : null);
+  const ranking = h("div", { class: "ranking" });
   const details = h("div", { class: "layers" });
 
   const span = h("output", { class: "note span" }, "");
@@ -378,14 +392,14 @@ function stepsOf(block) {
       first += heads.counts[layer];
       const canvas = mapCanvas(held.layers, (layer * groups + pinned) * rows * columns, rows, columns, false);
       canvas.className = "pixel map";
-      const button = h("button", { type: "button", class: "layer", title: `${layers.names[layer]}: show its ${heads.counts[layer]} heads`, onclick: () => {
+      const button = h("button", { type: "button", class: "layer", title: `${placeName(layers.names[layer], layers.names)}: show its ${heads.counts[layer]} heads`, onclick: () => {
         const drawn = [...Array(heads.counts[layer]).keys()].map((head) => {
           const one = mapCanvas(held.heads, ((mine + head) * groups + pinned) * small * narrow, small, narrow, false);
           one.className = "pixel map";
           return h("figure", { class: "picture" }, one, h("figcaption", {}, `head ${head + 1}`));
         });
-        row.replaceChildren(h("h3", {}, `The ${heads.counts[layer]} heads of ${layers.names[layer]}`), h("div", { class: "row tight" }, drawn));
-      } }, canvas, h("small", {}, layers.names[layer].replace(/\.?(attn|blocks|layers)\.?/g, ".").replace(/\.+/g, ".").replace(/\.$/, "")), h("small", {}, layers.sizes[layer]));
+        row.replaceChildren(h("h3", {}, `The ${heads.counts[layer]} heads of ${placeName(layers.names[layer], layers.names)}`), h("div", { class: "row tight" }, drawn));
+      } }, canvas, h("small", {}, placeName(layers.names[layer], layers.names)), h("small", {}, layers.sizes[layer]));
       return button;
     });
     const row = h("div", { class: "heads" }, h("p", { class: "note" }, "Click a layer to see its heads."));
@@ -397,15 +411,19 @@ function stepsOf(block) {
   };
   const point = (event) => {
     const box = stage.getBoundingClientRect();
-    const [, groups, rows, columns] = maps.steps.shape;
+    const [, , rows, columns] = maps.steps.shape;
     const r = Math.min(rows - 1, Math.max(0, Math.floor(((event.clientY - box.top) / box.height) * rows)));
     const c = Math.min(columns - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * columns)));
+    rank(r, c, `Row ${r + 1}, column ${c + 1}: share of each word`);
+  };
+  const rank = (r, c, said) => {
+    const [, groups, rows, columns] = maps.steps.shape;
     const shares = maps.words.map((name, group) => ({
       name, group, share: (held.steps[(at() * groups + group) * rows * columns + r * columns + c] / 255) * maps.steps.highs[group],
     }));
     const inner = shares.slice(1, -1).sort((a, b) => b.share - a.share).slice(0, 6);
     const most = Math.max(...inner.map((item) => item.share), 1e-9);
-    ranking.replaceChildren(h("p", { class: "note" }, `Row ${r + 1}, column ${c + 1}: share of each word`),
+    ranking.replaceChildren(h("p", { class: "note" }, said),
       h("div", { class: "bars" }, inner.map((item) => [
         h("span", {}, item.name), h("span", { class: "track" }, h("span", { class: "bar", style: `width:${(100 * item.share) / most}%` })),
         h("span", { class: "number" }, `${(100 * item.share).toFixed(1)} %`)])),
@@ -448,6 +466,7 @@ function stepsOf(block) {
   if (maps) {
     stage.addEventListener("pointermove", point);
     stage.addEventListener("pointerdown", point);
+    rank(maps.steps.shape[2] >> 1, maps.steps.shape[3] >> 1, "In the middle, share of each word; point at the picture for any other place");
     spread();
   }
   const whole = h("figure", { class: "block steps" },
@@ -498,7 +517,9 @@ function sectionOf(section, number) {
       code.length ? h("details", { class: "fold", open: section.id === "code" ? "" : null }, h("summary", {}, lines === 1 ? "The line that did this" : `The ${lines} lines that did this`), code) : null));
 }
 
-function renderStory(root, story) {
+/** Fill `root` with a story as data. */
+export function renderStory(root, story) {
+  room = Math.max(300, Math.min(720, root.clientWidth - 56));
   const flow = h("nav", { class: "flow", "aria-label": "sections" }, story.sections.map((section, i) =>
     h("a", { href: `#${section.id}` }, h("span", { class: "count" }, String(i + 1)), section.title)));
   const known = new Set(story.sections.map((section) => section.id));
@@ -513,5 +534,3 @@ function renderStory(root, story) {
     ...story.sections.map((section, i) => sectionOf(section, i + 1))];
   root.replaceChildren(...parts.filter(Boolean));
 }
-
-renderStory(document.getElementById("story"), JSON.parse(document.getElementById("data").textContent));

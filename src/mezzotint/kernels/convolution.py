@@ -1,0 +1,129 @@
+"""Convolutions of feature maps, a band of rows at a time: by oneDNN, or compiled here with fewer multiplications.
+
+Letters: c o channels in and out, k products.
+"""
+
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mezzotint.kernels import native
+from mezzotint.kernels.choices import KernelSet
+from mezzotint.kernels.map import Factors, Map
+from mezzotint.kernels.packed import PackedConvolution, Weights, is_packable
+from mezzotint.kernels.pages import give_back
+from mezzotint.kernels.workshop import phases
+
+# From three taps to what multiplies the factors of two outputs: of a row of four inputs, and of one input doubled.
+TWO_OUTPUTS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
+TWO_COPIES = ((1, 1, 1), (1, 0, 0), (0, 0, 1))
+
+_ops: Any = torch.ops.mkldnn  # Any: torch leaves its operators untyped
+
+
+class MapConvolution(Protocol):
+    """A convolution of a map, or of its nearest upsampling."""
+
+    step: int  # bands begin at multiples of so many rows
+
+    def write(self, x: Map, factors: Factors | None, first: int, last: int, out: Map, *, is_added: bool) -> None:
+        """What rows [first, last) of x become, through `factors` and SiLU before, into or onto `out`."""
+        ...
+
+
+def convolution_of(module: nn.Conv2d, kernels: KernelSet, *, is_doubled: bool) -> MapConvolution:
+    """The convolution, of a map or of its nearest upsampling, as the kernel set has it."""
+    if kernels.convolution == "winograd" and native.convolves(module):
+        return Winograd(module, is_doubled=is_doubled)
+    return BandConvolution(module, is_doubled=is_doubled)
+
+
+class Winograd:
+    """A 3x3 convolution of 16 products for 2x2 outputs, 9 behind an upsampling, instead of 36."""
+
+    step = 8  # rows of one block of tiles
+
+    def __init__(self, module: nn.Conv2d, *, is_doubled: bool) -> None:
+        self._module, self._is_doubled = module, is_doubled
+        self._weights: Tensor | None = None
+        self._bias = torch.zeros(module.out_channels) if module.bias is None else module.bias.float()  # pyright: ignore[reportUnnecessaryComparison]  # torch's type forgets that it may be None
+
+    def write(self, x: Map, factors: Factors | None, first: int, last: int, out: Map, *, is_added: bool) -> None:
+        """What rows [first, last) of x become, through `factors` and SiLU before, into or onto `out`."""
+        if self._weights is None:
+            self._weights = transformed(self._module.weight, is_doubled=self._is_doubled)
+            give_back([self._module])
+        native.convolve(
+            x.data,
+            factors,
+            self._weights,
+            self._bias,
+            out.data,
+            first,
+            last,
+            is_doubled=self._is_doubled,
+            is_added=is_added,
+        )
+
+
+def transformed(weight: Float[Tensor, "o c 3 3"], *, is_doubled: bool) -> Float[Tensor, "o//32 k c//2 32 2"]:
+    """A matrix of weights for each of the products, bfloat16, in the order in which the kernel reads them.
+
+    Source: Lavin and Gray 2015, arXiv:1509.09308.
+    """
+    one = torch.tensor(TWO_COPIES if is_doubled else TWO_OUTPUTS, dtype=torch.float32)
+    each = torch.einsum("pi, ocij, qj -> pqoc", one, weight.float(), one).flatten(0, 1)
+    k, o, c = each.shape
+    return each.view(k, o // 32, 32, c // 2, 2).permute(1, 0, 3, 2, 4).bfloat16().contiguous()
+
+
+class BandConvolution(PackedConvolution):
+    """A convolution without padding of rows: the band brings its neighbours."""
+
+    step = 1
+
+    def __init__(self, module: nn.Conv2d, *, is_doubled: bool = False) -> None:
+        columns = cast("tuple[int, int]", module.padding)[1]  # a pair here
+        self.halo = module.kernel_size[0] // 2  # rows that it reads above and below
+        stride = cast("tuple[int, int]", module.stride)
+        self._is_doubled = is_doubled
+        self._plain = None if is_packable(module.weight.dtype) and module.weight.device.type == "cpu" else stride
+        read = (lambda: phases(module)) if is_doubled else (lambda: Weights(module.weight, module.bias))
+        super().__init__(read, [module], stride, (0, 1 if is_doubled else columns))
+
+    def __call__(self, x: Tensor, *, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
+        if self._plain is None:
+            return super().__call__(x, bias=bias, add=add)
+        weight, own = self._read()
+        bias = own if bias is None else bias
+        h = F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), self._plain, self._padding)
+        return h if add is None else h + add
+
+    def write(self, x: Map, factors: Factors | None, first: int, last: int, out: Map, *, is_added: bool) -> None:
+        """What rows [first, last) of x become, through `factors` and SiLU before, into or onto `out`."""
+        band = x.around(first, last, self.halo, factors)
+        if self._is_doubled:
+            self._spread(self(band), out.band(2 * first, 2 * last))
+        elif is_added:
+            self._add(out.band(first, last), band)
+        else:
+            out.band(first, last).copy_(self(band))
+
+    def _spread(self, four: Tensor, to: Tensor) -> None:
+        """The phases of an upsampling [1 4o rows+1 columns+1] where they belong."""
+        _, channels, rows, columns = to.shape
+        for phase in range(4):
+            p, r = divmod(phase, 2)  # which of two rows and columns these outputs are
+            part = four[:, phase * channels : (phase + 1) * channels]
+            to[:, :, p::2, r::2] = part[:, :, p : p + rows // 2, r : r + columns // 2]
+
+    def _add(self, total: Tensor, x: Tensor) -> None:
+        if self._plain is not None:
+            total.add_(self(x))
+            return
+        packed = self._ready(x) if self._packed is None else self._packed
+        geometry = (self._padding, self._stride, [1, 1], 1)
+        _ops._convolution_pointwise_.binary(total, x, packed, self._bias, *geometry, "add", 1.0, None, [], None)
