@@ -1,7 +1,8 @@
 """What this processor reaches in the operations that a U-Net and an autoencoder are made of.
 
 Measures, in bfloat16 and float32: matrix products as torch runs them and with weights packed once for oneDNN, 3x3
-convolutions channels last (torch's own call packs the weights every time) against packed ones, torch's attention in
+convolutions channels last (torch's own call packs the weights every time) against packed ones, both as products of
+bytes (w8a8, with the rounding of the input), torch's attention in
 cycles per score, GroupNorm with SiLU in both layouts against the time that memory needs for two passes, and copying.
 Median of the calls that fit into a short time after one warm-up.
 What would make the numbers lie: another busy process (see load), a processor that changes its clock, two logical
@@ -23,6 +24,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
+from mezzotint.kernels.int8 import W8A8Convolution, W8A8Linear
+from mezzotint.kernels.packed import Weights
 
 RESULTS = Path(__file__).parent / "results"
 PATIENCE_S = 0.25
@@ -60,11 +64,13 @@ def matrix_product(n: int, dtype: torch.dtype) -> float:
 
 
 def linear(m: int, k: int, n: int, dtype: torch.dtype) -> dict[str, float]:
-    """T/s of `F.linear` and of the packed call."""
+    """T/s of `F.linear`, of the packed call and of bytes."""
     x, w, bias = torch.randn(1, m, k).to(dtype), torch.randn(n, k).to(dtype), torch.randn(n).to(dtype)
     packed = torch.ops.mkldnn._reorder_linear_weight(w, m)
     work = 2 * m * k * n / 1e12
+    rounded = W8A8Linear(lambda: Weights(w, bias), [])
     return {
+        "w8a8": work / seconds(lambda: rounded(x)),
         "eager": work / seconds(lambda: F.linear(x, w, bias)),
         "packed": work / seconds(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")),
     }
@@ -77,7 +83,9 @@ def convolution(b: int, c: int, o: int, side: int, dtype: torch.dtype) -> dict[s
     ones = [1, 1]
     packed = torch.ops.mkldnn._reorder_convolution_weight(w, ones, ones, ones, 1, list(x.shape))
     work = 2 * b * c * o * 9 * side * side / 1e12
+    rounded = W8A8Convolution(lambda: Weights(w, bias), [], (1, 1), (1, 1))
     return {
+        "w8a8": work / seconds(lambda: rounded(x)),
         "eager": work / seconds(lambda: F.conv2d(x, w, bias, padding=1)),
         "packed": work
         / seconds(

@@ -39,6 +39,14 @@ def test_generate_writes_pictures_that_carry_their_recipe(mezzotint: Command, wo
     assert len(pictures(world / "outputs")) == 2
 
 
+def test_what_is_approximated_is_said(mezzotint: Command) -> None:
+    ran = mezzotint("generate", "a red fox", "-m", "model", "--steps", "2", "--weights", "int8")
+    assert "approximated: weights int8 (not measured on this model: `mezzotint bench --levels` does)" in ran.err
+    again = mezzotint("replay", ran.out.strip(), "-m", "model")
+    assert "equal in every pixel" in again.out
+    assert "approximated" not in mezzotint("generate", "a red fox", "-m", "model", "--steps", "2").err
+
+
 def test_prompts_come_from_a_file(mezzotint: Command) -> None:
     ran = mezzotint("generate", "--prompts", "prompts.txt", "-m", "model", "--steps", "1", "--json")
     assert [entry["prompt"] for entry in json.loads(ran.out)] == ["a red fox", "a blue bird"]
@@ -101,6 +109,7 @@ REFUSED = [
     ),
     (["generate", "x", "-m", "model", "--steps", "0"], 2, "steps 0: at least 1 step is needed"),
     (["generate", "-m", "model"], 2, "exactly one of PROMPT and --prompts"),
+    (["generate", "x", "-m", "model", "--weights", "w8a"], 2, "unknown weights 'w8a'; did you mean 'w8a8'"),
     (["generate", "x", "-m", "nowhere"], 1, "'nowhere': no such file or folder, and not a hub id"),
     (["generate", "x", "-m", "model", "--preset", "sdxl"], 1, "sdxl"),
     (["generate", "x", "-m", "model", "--output", "photo.png/inside"], 2, "photo.png"),

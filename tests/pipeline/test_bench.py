@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from mezzotint.kernels.execution import Execution
+from mezzotint.kernels.int8 import multiplies_bytes
 from mezzotint.models.unet import UNet
 from mezzotint.pipeline.bench import drawn_bars, level_costs, psnr, timings
 from mezzotint.pipeline.generate import generate
@@ -52,10 +53,13 @@ class _Twice:
 
 def test_costs_of_levels_are_remembered(system: System):
     costs = {cost.level: cost for cost in level_costs(system, 1, steps=6)}
-    assert set(costs) == {"balanced", "fast"}
+    assert set(costs) == {"balanced", "fast", "int8"} | ({"w8a8"} if multiplies_bytes() else set())
+    assert 20 < costs["int8"].psnr < 99  # of random weights
     assert costs["fast"].psnr_of_reuse <= costs["balanced"].psnr_of_reuse < 99
     recorded = generate(system, prompt="a red fox", steps=2, level="fast").metadata[0]["approximated"]["measured"]
     assert recorded == costs["fast"].recorded()
+    rounded = generate(system.with_weights("int8"), prompt="a red fox", steps=2).metadata[0]["approximated"]
+    assert rounded["weights"] == {"kind": "int8", "measured": costs["int8"].recorded()}
 
 
 def test_equal_pictures_are_far_from_others():

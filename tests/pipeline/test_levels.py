@@ -14,8 +14,8 @@ from mezzotint.diffusion.sampling import Query, Row, Stage
 from mezzotint.errors import RequestError
 from mezzotint.images import read_metadata
 from mezzotint.kernels.memory import Memory
-from mezzotint.pipeline.generate import generate, replay
-from mezzotint.pipeline.levels import LEVELS, remember_errors
+from mezzotint.pipeline.generate import expect, generate, recorded_source, replay
+from mezzotint.pipeline.levels import LEVELS, remember_errors, said
 from mezzotint.pipeline.request import Request
 from mezzotint.pipeline.resolve import resolve
 from mezzotint.pipeline.system import System, load
@@ -114,6 +114,27 @@ def test_what_was_measured_stands_in_the_record(system: System):
     remember_errors(made["model"]["unet"]["sha256"], {"fast": {"psnr": 31.5, "pictures": 4}})
     made = generate(system, **BASE, steps=2, level="fast").metadata[0]
     assert made["approximated"]["measured"] == {"psnr": 31.5, "pictures": 4}
+
+
+def test_weights_in_8_bits_are_said_and_replayed(system: System, tmp_path: Path):
+    options: dict[str, Any] = {**BASE, "steps": 6, "sampler": "dpmpp_2m"}  # Any: fields of a request
+    rounded = system.with_weights("int8")
+    result = generate(rounded, **options, count=2)
+    difference = _distance(generate(system, **options).images[0], result.images[0])
+    assert 0 < difference < 0.5 * _distance(result.images[0], result.images[1])  # nearer than another seed's
+    record = result.metadata[1]
+    assert record["execution"]["kernels"]["weights"] == "int8"
+    assert record["approximated"]["weights"] == {"kind": "int8", "measured": None}
+    assert said(record["approximated"]).startswith("approximated: weights int8 (not measured on this model")
+    remember_errors(record["model"]["unet"]["sha256"], {"int8": {"psnr": 46.25, "pictures": 4}})
+    found = generate(rounded, **options, level="fast").metadata[0]["approximated"]
+    assert "level fast (not measured on this model" in said(found)
+    assert "weights int8 (46.2 dB to the full picture, median of 4)" in said(found)
+    path = result.save(tmp_path)[1]
+    again = load(system.place.path, dtype="float32", kernels=recorded_source(path).kernels)
+    assert replay(path, again).difference == 0
+    assert not expect(path, again).differences
+    assert expect(path, system).differences  # by other weights, other bits
 
 
 def test_where_modules_run_as_they_are_there_is_one_level(reference: Any):  # Any: a fixture of conftest

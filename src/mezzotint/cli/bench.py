@@ -22,7 +22,9 @@ def bench(
         list[int] | None, typer.Option(help="Pixels of a side; may be repeated. None: the model's.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each way is timed.")] = 5,
-    levels: Annotated[bool, typer.Option("--levels", help="Measure what the levels save and change, instead.")] = False,
+    levels: Annotated[
+        bool, typer.Option("--levels", help="Measure what levels and weights in 8 bits save and change, instead.")
+    ] = False,
     pictures: Annotated[int, typer.Option(min=1, help="With --levels: pictures per level.")] = 4,
     steps: Annotated[int | None, typer.Option(min=1, help="With --levels: steps. None: the model's.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the result into this SVG file.")] = None,
@@ -86,7 +88,7 @@ def _show_times(times: "list[Timing]") -> None:
 def _show_costs(costs: "list[LevelCost]") -> None:
     table(
         None,
-        ("level", "s", "times faster than full", "dB to full", "dB that reuse costs", "pictures"),
+        ("level or weights", "s", "times faster than full", "dB to full", "dB that reuse costs", "pictures"),
         [
             (x.level, f"{x.seconds:.3g}", f"{x.ratio:.2f}", f"{x.psnr:.1f}", f"{x.psnr_of_reuse:.1f}", str(x.pictures))
             for x in costs

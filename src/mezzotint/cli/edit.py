@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mezzotint.cli.options import Device, Dtype, Json, Model, Objective, Output, Preset, Vae, picture_options
+from mezzotint.cli.options import Device, Dtype, Json, Model, Objective, Output, Preset, Vae, Weights, picture_options
 from mezzotint.cli.pictures import Source, make
 
 
@@ -17,6 +17,7 @@ def edit(
     output: Output = Path("outputs"),
     dtype: Dtype = "auto",
     device: Device = "auto",
+    weights: Weights = "auto",
     preset: Preset = None,
     objective: Objective = None,
     vae: Vae = None,
@@ -27,5 +28,7 @@ def edit(
 
     Example: mezzotint edit photo.png "a blue heart" -m model --mask mask.png --steps 4
     """
-    source = Source(path=model, dtype=dtype, device=device, preset=preset, objective=objective, vae=vae)
+    source = Source(
+        path=model, dtype=dtype, device=device, weights=weights, preset=preset, objective=objective, vae=vae
+    )
     make(source, [{**fields, "image": image, "prompt": prompt}], output, is_json=json)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mezzotint.cli.options import Device, Dtype, Json, Model, Objective, Output, Preset, Vae, picture_options
+from mezzotint.cli.options import Device, Dtype, Json, Model, Objective, Output, Preset, Vae, Weights, picture_options
 from mezzotint.cli.pictures import Source, make
 from mezzotint.errors import RequestError
 
@@ -20,6 +20,7 @@ def generate(
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt per line, instead of PROMPT.")] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    weights: Weights = "auto",
     preset: Preset = None,
     objective: Objective = None,
     vae: Vae = None,
@@ -32,7 +33,9 @@ def generate(
     """
     if (prompt is None) == (prompts is None):
         raise RequestError("exactly one of PROMPT and --prompts is needed; to make a picture of nothing, give ''")
-    source = Source(path=model, dtype=dtype, device=device, preset=preset, objective=objective, vae=vae)
+    source = Source(
+        path=model, dtype=dtype, device=device, weights=weights, preset=preset, objective=objective, vae=vae
+    )
     make(
         source,
         [{**fields, "prompt": line} for line in ([prompt] if prompts is None else lines(prompts))],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mezzotint.cli.console import print_json, stderr, stdout, warn
-from mezzotint.cli.options import Device, Dtype, Json, Model, Objective, Output, Preset, Vae, picture_options
+from mezzotint.cli.options import Device, Dtype, Json, Model, Objective, Output, Preset, Vae, Weights, picture_options
 from mezzotint.cli.pictures import Source, run
 from mezzotint.images import check_folder, encode, read_infotext, write_file, write_infotext
 from mezzotint.pipeline import grid as grids
@@ -29,6 +29,7 @@ def grid(
     cells: Annotated[bool, typer.Option("--cells", help="Also write every cell as a picture of its own.")] = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    weights: Weights = "auto",
     preset: Preset = None,
     objective: Objective = None,
     vae: Vae = None,
@@ -45,7 +46,9 @@ def grid(
     x_axis, y_axis = (grids.axis(text) if text else None for text in (x, y))
     planned = grids.plan({**fields, "prompt": prompt, "model": model}, x_axis, y_axis)
     check_folder(output)
-    source = Source(path=model, dtype=dtype, device=device, preset=preset, objective=objective, vae=vae)
+    source = Source(
+        path=model, dtype=dtype, device=device, weights=weights, preset=preset, objective=objective, vae=vae
+    )
     made = _made(source, planned)
     images = [result.images[0] for result in made]
     paper, boxes = grids.sheet(planned, images, prompt)

@@ -16,6 +16,9 @@ Model = Annotated[
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder that the pictures are written to.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Weights = Annotated[
+    str, typer.Option(help="The U-Net's: auto, int8 (half the memory) or w8a8 (faster, too): approximations.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 Preset = Annotated[str | None, typer.Option(help="Family of the checkpoint, if it should not be detected.")]
 Objective = Annotated[str | None, typer.Option(help="epsilon, v_prediction or sample, if it should not be detected.")]

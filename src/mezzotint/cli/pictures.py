@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mezzotint.cli.console import print_json, progress_bar, stdout, warn
+from mezzotint.cli.console import print_json, progress_bar, stderr, stdout, warn
 from mezzotint.images import check_folder
 from mezzotint.pipeline.request import Request
 
@@ -29,6 +29,7 @@ class Source:
     vae: Path | None = None
     unclip_stats: Path | None = None
     kernels: str | Mapping[str, Any] = "auto"  # Any: a record's own, which `load` checks
+    weights: str = "auto"
 
     def load(self) -> "System":
         """The model, with its networks mapped from the file."""
@@ -51,6 +52,8 @@ def make(
     requests = [Request(**wish) for wish in wishes]
     check_folder(output)
     system = source.load()
+    from mezzotint.pipeline.levels import said  # needs torch, as the model does
+
     made: list[dict[str, object]] = []
     for request in requests:
         started = time.monotonic()
@@ -59,6 +62,8 @@ def make(
         seconds = round(time.monotonic() - started, 2)
         for warning in result.warnings:
             warn(warning)
+        if found := result.metadata[0]["approximated"]:
+            stderr.print(said(found), markup=False, soft_wrap=True)
         for path, seed in zip(paths, result.seeds, strict=True):
             made.append({"path": str(path), "prompt": request.prompt, "seed": seed, "warnings": list(result.warnings)})
             if not is_json:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mezzotint.cli.console import stdout
-from mezzotint.cli.options import Device, Dtype, Model
+from mezzotint.cli.options import Device, Dtype, Model, Weights
 from mezzotint.errors import CheckpointError, RequestError
 
 Gallery = Annotated[Path, typer.Option(help="Folder that pictures and their index are kept in.")]
@@ -36,6 +36,7 @@ def serve(
     grace: Annotated[float, typer.Option(min=0, help="Seconds that jobs get to finish when the server is ended.")] = 30,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    weights: Weights = "auto",
     reindex: Annotated[
         bool, typer.Option("--reindex", help="Make the gallery's index again from its files, and stop.")
     ] = False,
@@ -69,6 +70,7 @@ def serve(
     settings = Settings(
         dtype=dtype,
         device=device,
+        weights=weights,
         places=places,
         queue=queue,
         merge_rows=merge_rows,

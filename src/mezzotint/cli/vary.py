@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mezzotint.cli.options import Device, Dtype, Json, Output, picture_options
+from mezzotint.cli.options import Device, Dtype, Json, Output, Weights, picture_options
 from mezzotint.cli.pictures import Source, make
 
 
@@ -18,6 +18,7 @@ def vary(
     unclip_stats: Annotated[Path | None, typer.Option(help="Statistics of image embeddings, for -l files.")] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    weights: Weights = "auto",
     json: Json = False,
     **fields: object,
 ) -> None:
@@ -25,5 +26,5 @@ def vary(
 
     Example: mezzotint vary photo.png -m unclip --steps 4 --count 2
     """
-    source = Source(path=model, dtype=dtype, device=device, unclip_stats=unclip_stats)
+    source = Source(path=model, dtype=dtype, device=device, weights=weights, unclip_stats=unclip_stats)
     make(source, [{**fields, "reference": reference, "prompt": prompt}], output, is_json=json)

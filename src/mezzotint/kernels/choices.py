@@ -37,7 +37,7 @@ _ops: Any = torch.ops.mkldnn  # Any: torch leaves its operators untyped
 class KernelSet:
     """Names of implementations. The default is what runs everywhere: every module as torch runs it."""
 
-    weights: OneOf["plain", "packed"] = "plain"  # plain: modules as they are, and nothing else here applies
+    weights: OneOf["plain", "packed", "int8", "w8a8"] = "plain"  # plain: modules as they are, nothing else applies
     attention: OneOf["torch", "float32", "matmul", "native"] = "torch"
     norm: OneOf["torch", "native"] = "torch"
     convolution: OneOf["packed", "winograd"] = "packed"  # of 3x3 on large maps, in bfloat16
@@ -62,6 +62,7 @@ class KernelSet:
         return {"torch": norm_by_torch, "native": norm_by_native}[self.norm]
 
 
+APPROXIMATE = ("int8", "w8a8")  # weights that change pictures, and are never chosen unasked
 PLAIN = KernelSet()
 PACKED = KernelSet(weights="packed")
 NATIVE = KernelSet(weights="packed", attention="native", norm="native", convolution="winograd")

@@ -152,6 +152,6 @@ class BandConvolution(PackedConvolution):
         if self._plain is not None:
             total.add_(self(x))
             return
-        packed = self._pack(x) if self._packed is None else self._packed
+        packed = self._ready(x) if self._packed is None else self._packed
         geometry = (self._padding, self._stride, [1, 1], 1)
         _ops._convolution_pointwise_.binary(total, x, packed, self._bias, *geometry, "add", 1.0, None, [], None)

@@ -38,7 +38,7 @@ class Execution:
         """A network of linear layers whose copy shares everything but these, which are packed."""
         if self.kernels.weights == "plain":
             return tower
-        return self._remembered(tower, lambda: cast(M, _with_packed(tower, self._shop)))
+        return self._remembered(tower, lambda: cast(M, _with_packed(tower, self._shop.exact)))
 
     def autoencoder(self, vae: AutoencoderKL) -> BandedAutoencoder | AutoencoderKL:
         """What encodes and decodes instead of this autoencoder: the same in bands, or itself where nothing is packed.

@@ -34,6 +34,7 @@ from mezzotint.storage import atomic, cache_folder
 SOURCE = Path(__file__).parent / "cpp"
 TIMEOUT_S = 600
 MAX_WIDTH = 512  # of an attention head
+CHUNK = 1 << 16  # numbers that are made bytes at once by torch: what the nearest cache holds
 
 _COMMON = ("-O3", "-std=c++20", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _AVX2 = ("-mavx2", "-mfma")
@@ -58,7 +59,9 @@ class Unit(NamedTuple):
 UNITS = (
     Unit("ops.cpp", ("-O2",), needs_torch=True),
     Unit("ops_gradients.cpp", ("-O2",), needs_torch=True),
+    Unit("ops_int8.cpp", ("-O2",), needs_torch=True),
     *(Unit(f"{name}_avx512bf16.cpp", (*_AVX512, "-mavx512bf16")) for name in ("attention", "winograd")),
+    Unit("int8.cpp", (*_AVX512, "-ffp-contract=off")),  # the same bits as torch's
     *(
         Unit(source, (*flags, *_FINITE, f"-DMEZZOTINT_ISA={name}"))
         for source in ("attention_float32.cpp", "group_norm.cpp", "gradients.cpp")
@@ -200,6 +203,29 @@ def group_norm(
     h = x.float() if shift is None else x.float() + shift.float()[:, :, None, None]
     h = F.group_norm(h, groups, _float(weight), _float(bias), eps)
     return (F.silu(h) if silu else h).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def as_bytes(x: Tensor) -> tuple[Tensor, Float[Tensor, "1"]]:
+    """x as bytes about 128, in the layout of x, and the scale of their steps: a 127th of the largest magnitude.
+
+    Compiled for float32 and bfloat16 without gaps and no gradient; by torch otherwise, with the same bits.
+    """
+    is_dense = x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    if is_dense and x.dtype in _NORM_DTYPES and _is_plain(x) and "avx512" in instructions():
+        return _ops.bytes(x)
+    return as_bytes_by_torch(x)
+
+
+def as_bytes_by_torch(x: Tensor) -> tuple[Tensor, Float[Tensor, "1"]]:
+    """`as_bytes` without anything compiled."""
+    x = x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.contiguous_format)
+    low, high = torch.aminmax(x)
+    scale = (torch.maximum(-low, high).float() / 127).clamp_min(torch.finfo(torch.float32).tiny).view(1)
+    y = torch.empty_like(x, dtype=torch.uint8)
+    flat, to = (part.permute(0, 2, 3, 1).view(-1) if x.ndim == 4 else part.view(-1) for part in (x, y))
+    for some, there in zip(torch.split(flat, CHUNK), torch.split(to, CHUNK), strict=True):
+        there.copy_((some.float() * (1 / scale)).add_(128.5))  # the half makes cutting off rounding
+    return y, scale
 
 
 def moments(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "2 b c"]:

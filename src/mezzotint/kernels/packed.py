@@ -66,7 +66,7 @@ class PackedLinear:
     ) -> Tensor:
         packed = self._packed
         if packed is None:
-            packed = self._pack(x)
+            packed = self._ready(x)
         other = add if mul is None else mul
         if other is not None:
             kind = "add" if mul is None else "mul"
@@ -74,7 +74,7 @@ class PackedLinear:
         kind = "gelu" if is_gelu else "none"
         return cast(Tensor, _ops._linear_pointwise(x, packed, self._bias, kind, [], "none" if is_gelu else ""))
 
-    def _pack(self, x: Tensor) -> Tensor:
+    def _ready(self, x: Tensor) -> Tensor:
         weight, self._bias = self._read()
         rows = x.numel() // x.shape[-1]
         self._packed = cast(Tensor, _ops._reorder_linear_weight(weight.to(x.dtype).contiguous(), rows))
@@ -101,7 +101,7 @@ class PackedConvolution:
     def __call__(self, x: Tensor, *, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
         packed = self._packed
         if packed is None:
-            packed = self._pack(x)
+            packed = self._ready(x)
         geometry = (self._padding, self._stride, [1, 1], 1)
         bias = self._bias if bias is None else bias
         if add is not None:
@@ -111,7 +111,7 @@ class PackedConvolution:
             )
         return cast(Tensor, _ops._convolution_pointwise(x, packed, bias, *geometry, "none", [], ""))
 
-    def _pack(self, x: Tensor) -> Tensor:
+    def _ready(self, x: Tensor) -> Tensor:
         weight, bias = self._read()
         weight = weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
         self._packed = cast(

@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mezzotint.errors import ConfigError, unknown
+from mezzotint.errors import ConfigError, RequestError, unknown
 from mezzotint.kernels import native
-from mezzotint.kernels.choices import NATIVE, PACKED, PLAIN, Attend, KernelSet, Normalise, from_record
+from mezzotint.kernels.choices import APPROXIMATE, NATIVE, PACKED, PLAIN, Attend, KernelSet, Normalise, from_record
 from mezzotint.kernels.convolution import convolution_of
+from mezzotint.kernels.int8 import multiplies_bytes
 from mezzotint.kernels.map import Factors, Map, uninitialised
 from mezzotint.kernels.packed import PackedConvolution, PackedLinear, Weights, is_packable
 from mezzotint.storage import atomic, cache_folder
@@ -77,6 +78,9 @@ def possible(kernels: KernelSet, dtype: torch.dtype) -> KernelSet:
     """The kernel set with what this machine lacks replaced by what it has."""
     if kernels.weights == "plain" or not is_packable(dtype):
         return PLAIN
+    if kernels.weights == "w8a8" and not multiplies_bytes():
+        _log.warning("this processor does not multiply bytes exactly: weights 'w8a8' are replaced by 'packed'")
+        kernels = replace(kernels, weights="packed")
     compiled = {key: "torch" for key, value in kernels.recorded().items() if value == "native"}
     if kernels.convolution == "winograd":
         compiled["convolution"] = "packed"
@@ -84,6 +88,26 @@ def possible(kernels: KernelSet, dtype: torch.dtype) -> KernelSet:
         return kernels
     _log.warning("the compiled kernels are not built for this torch; `mezzotint doctor --build` builds them")
     return from_record({**kernels.recorded(), **compiled})
+
+
+def with_weights(kernels: KernelSet, asked: str, dtype: torch.dtype) -> KernelSet:
+    """The kernel set with the U-Net's weights as asked: "auto" as they are, else "int8" or "w8a8".
+
+    Raises: RequestError for an unknown name, or what this machine cannot do.
+    """
+    if asked == "auto":
+        return kernels
+    if asked not in APPROXIMATE:
+        raise RequestError(unknown("weights", asked, ["auto", *APPROXIMATE]))
+    packed = possible(PACKED, dtype) if kernels.weights == "plain" else kernels
+    if packed.weights == "plain":
+        raise RequestError(f"weights {asked!r}: oneDNN has no kernels for {_name(dtype)} here; leave weights out")
+    if asked == "w8a8" and not multiplies_bytes():
+        raise RequestError(
+            "weights 'w8a8': this processor has neither VNNI nor AMX, without which products of bytes overflow; "
+            "'int8' rounds weights only and runs everywhere"
+        )
+    return replace(packed, weights=asked)
 
 
 def preferred_dtype() -> torch.dtype:

@@ -51,17 +51,18 @@ class FastUNet:
         self.vector_in, self.vector_out = unet.vector_in, unet.vector_out
         self.label_embedding, self.guidance_in = unet.label_embedding, unet.guidance_in
         self._normalise = shop.kernels.normalise
-        self._conv_in = shop.convolution(unet.conv_in)
+        self._conv_in = shop.exact.convolution(unet.conv_in)
         self._down = [([_Block(block, shop) for block in level.blocks], level.resample) for level in unet.down]
         self._halve = [None if part is None else shop.convolution(part.conv) for _, part in self._down]
         self._middle = None if unet.middle is None else _Middle(unet.middle, shop)
         self._up = [([_Block(block, shop) for block in level.blocks], level.resample) for level in unet.up]
+        self._up[-1][0][-1] = _Block(self._up[-1][0][-1].module, shop.exact)  # its errors reach the output whole
         self._double = [None if part is None else _Double(part, shop) for _, part in self._up]
-        self._conv_out = shop.convolution(unet.conv_out)
+        self._conv_out = shop.exact.convolution(unet.conv_out)
         self._res = [res for step in self.steps() for res in step.res_blocks]
         for place, res in enumerate(self._res):
             res.place = place
-        self._shift = shop.linear(*[res.module.emb for res in self._res if res.module.emb is not None])
+        self._shift = shop.exact.linear(*[res.module.emb for res in self._res if res.module.emb is not None])
         self._remembered: OrderedDict[float, Told] = OrderedDict()
 
     def prepare(self, conditioning: Conditioning) -> Prepared:
@@ -320,7 +321,7 @@ class _CrossAttention:
         self._module, self._attend = module, shop.kernels.attend
         self._is_known = type(module) is Attention
         if self._is_known:
-            self._q, self._kv = shop.linear(module.q), shop.linear(module.k, module.v)
+            self._q, self._kv = shop.linear(module.q), shop.exact.linear(module.k, module.v)
             self._out = shop.linear(module.out)
 
     def keys_values(self, context: Float[Tensor, "b n d"]) -> KeysValues:

@@ -1,6 +1,8 @@
 """Layers made ready to run with a kernel set, each once, however many networks share it."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
 from typing import cast
 from weakref import WeakValueDictionary
 
@@ -9,6 +11,7 @@ from torch import nn
 from mezzotint.kernels import native
 from mezzotint.kernels.choices import KernelSet
 from mezzotint.kernels.convolution import TiledConvolution
+from mezzotint.kernels.int8 import Int8Convolution, Int8Linear, W8A8Convolution, W8A8Linear
 from mezzotint.kernels.packed import (
     Convolution,
     Linear,
@@ -25,15 +28,29 @@ from mezzotint.kernels.packed import (
 
 _Read = Callable[[], Weights]
 
+LAYERS = {
+    "packed": (PackedLinear, PackedConvolution),
+    "int8": (Int8Linear, Int8Convolution),
+    "w8a8": (W8A8Linear, W8A8Convolution),
+}
+
 
 class Workshop:
     """Makes layers, and remembers them as long as something uses them: attached networks share what is unchanged."""
 
     def __init__(self, kernels: KernelSet) -> None:
         self.kernels = kernels
+        self._make_linear, self._make_convolution = LAYERS.get(kernels.weights, LAYERS["packed"])
         self._linear = WeakValueDictionary[tuple[object, ...], PackedLinear]()
         self._convolution = WeakValueDictionary[tuple[object, ...], PackedConvolution]()
         self._tiled = WeakValueDictionary[tuple[object, ...], TiledConvolution]()
+
+    @cached_property
+    def exact(self) -> "Workshop":
+        """Makes layers that are not approximated: itself where none is."""
+        if self.kernels.weights in {"plain", "packed"}:
+            return self
+        return Workshop(replace(self.kernels, weights="packed"))
 
     def linear(self, *modules: nn.Module) -> Linear:
         """Linear layers of one input as one; their outputs stand one after another."""
@@ -52,7 +69,7 @@ class Workshop:
     def _packed_linear(self, key: tuple[object, ...], read: _Read, modules: list[nn.Linear]) -> PackedLinear:
         made = self._linear.get(key)
         if made is None:
-            made = self._linear[key] = PackedLinear(read, modules)
+            made = self._linear[key] = self._make_linear(read, modules)
         return made
 
     def convolution(self, module: nn.Module) -> Convolution:
@@ -92,5 +109,5 @@ class Workshop:
         made = self._convolution.get(key)
         if made is None:
             rows, columns = module.stride
-            made = self._convolution[key] = PackedConvolution(read, [module], (rows, columns), padding)
+            made = self._convolution[key] = self._make_convolution(read, [module], (rows, columns), padding)
         return made

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mezzotint.kernels.choices import PLAIN
+from mezzotint.errors import RequestError
+from mezzotint.kernels.choices import APPROXIMATE, PLAIN
 from mezzotint.kernels.execution import Execution
 from mezzotint.models.unet import Conditioning
 from mezzotint.pipeline.generate import generate
@@ -47,14 +48,14 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LevelCost:
-    """What a level saves and changes, over some pictures; PSNR in dB of 255, medians."""
+    """What a level or a kind of weights saves and changes, over some pictures; PSNR in dB of 255, medians."""
 
     level: str
     pictures: int
     seconds: float
     ratio: float  # seconds of the full picture by those of this one
     psnr: float  # against the full picture
-    psnr_of_reuse: float  # against a picture with all of this level's settings, in which nothing is reused
+    psnr_of_reuse: float  # against a picture with all of the same settings, in which nothing is approximated
 
     def recorded(self) -> dict[str, object]:
         """As JSON."""
@@ -129,7 +130,9 @@ def _timing(part: str, size: int, calls: Calls, rounds: int) -> Timing:
 
 
 def level_costs(system: "System", pictures: int, steps: int | None = None) -> Iterator[LevelCost]:
-    """What each level saves and changes on this model; remembered, so that pictures at a level can say it.
+    """What each level, and each kind of weights that can be had here, saves and changes on this model.
+
+    It is remembered, so that pictures can say it.
 
     `steps` None are the model's own, and each level's share of them.
     """
@@ -148,19 +151,31 @@ def level_costs(system: "System", pictures: int, steps: int | None = None) -> It
             _made(system, wish.model_copy(update={"level": "full", "steps": n, "sampler": s, "spacing": p}))
             for wish, (_, _, (n, s, p)) in zip(wishes, made, strict=True)
         ]
-        ratios = [slow[1] / fast[1] for slow, fast in zip(full, made, strict=True)]
-        cost = LevelCost(
-            level=level,
-            pictures=pictures,
-            seconds=statistics.median(one[1] for one in made),
-            ratio=statistics.median(ratios),
-            psnr=statistics.median(psnr(a[0], b[0]) for a, b in zip(full, made, strict=True)),
-            psnr_of_reuse=statistics.median(psnr(a[0], b[0]) for a, b in zip(exact, made, strict=True)),
-        )
+        cost = _cost(level, full, made, exact)
         found[level] = cost.recorded()
+        yield cost
+    for weights in APPROXIMATE:
+        try:
+            rounded = system.with_weights(weights)
+        except RequestError:  # not on this machine
+            continue
+        _made(rounded, wishes[0].model_copy(update={"steps": 1}))  # rounds the weights
+        cost = _cost(weights, full, [_made(rounded, wish) for wish in wishes], full)
+        found[weights] = cost.recorded()
         yield cost
     sha256 = system.identity()["unet"]["sha256"]
     remember_errors(str(sha256), found)
+
+
+def _cost(level: str, full: "Sequence[Made]", made: "Sequence[Made]", exact: "Sequence[Made]") -> LevelCost:
+    return LevelCost(
+        level=level,
+        pictures=len(made),
+        seconds=statistics.median(one[1] for one in made),
+        ratio=statistics.median(slow[1] / fast[1] for slow, fast in zip(full, made, strict=True)),
+        psnr=statistics.median(psnr(a[0], b[0]) for a, b in zip(full, made, strict=True)),
+        psnr_of_reuse=statistics.median(psnr(a[0], b[0]) for a, b in zip(exact, made, strict=True)),
+    )
 
 
 Made = tuple[Image.Image, float, tuple[int | None, str | None, str | None]]

@@ -1,5 +1,7 @@
 """How much of a picture is approximated: `full` nothing, `balanced` and `fast` what is said here, and nothing silently.
 
+Weights in 8 bits are another approximation, chosen when a model is loaded, and recorded the same way.
+
 A level fills in steps, sampler and spacing only where the request leaves them open. What it changed stands in the
 record of every picture, with the error that `mezzotint bench --levels` measured for this model on this machine, if it
 was measured.
@@ -13,7 +15,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any  # Any: JSON
 
+from mezzotint.kernels.choices import APPROXIMATE
 from mezzotint.storage import atomic, cache_folder
 
 _log = logging.getLogger(__name__)
@@ -42,6 +46,29 @@ LEVELS: Mapping[str, Level] = {
 
 FEW_STEP_SPACINGS = {"sd15": "ays", "sdxl": "ays_sdxl"}  # by preset; others keep their own
 FEW_STEP_SAMPLER = "dpmpp_2m"
+
+
+def approximated(level: str, execution: Mapping[str, Any], unet_sha256: str) -> dict[str, Any] | None:
+    """What a picture's level did less often than exactly, its weights, and what both were measured to cost; or None."""
+    weights = execution["kernels"]["weights"]
+    found: dict[str, Any] = {"level": level, **LEVELS[level].recorded(), "measured": measured_error(unet_sha256, level)}
+    if weights in APPROXIMATE:
+        return {**found, "weights": {"kind": weights, "measured": measured_error(unet_sha256, weights)}}
+    return None if level == "full" else found
+
+
+def said(found: Mapping[str, Any]) -> str:
+    """What `approximated` found, in one line, for people."""
+    parts = [] if found["level"] == "full" else [f"level {found['level']} ({_cost(found['measured'])})"]
+    if weights := found.get("weights"):
+        parts.append(f"weights {weights['kind']} ({_cost(weights['measured'])})")
+    return "approximated: " + ", ".join(parts)
+
+
+def _cost(measured: Mapping[str, Any] | None) -> str:
+    if measured is None:
+        return "not measured on this model: `mezzotint bench --levels` does"
+    return f"{measured['psnr']:.1f} dB to the full picture, median of {measured['pictures']}"
 
 
 def remember_errors(unet_sha256: str, errors: Mapping[str, Mapping[str, object]]) -> None:

@@ -15,7 +15,7 @@ from mezzotint.diffusion.sampling import NoiseLevel
 from mezzotint.errors import RequestError
 from mezzotint.images import SCHEMA, encode, read_metadata, write_file, write_infotext
 from mezzotint.names import SAMPLERS
-from mezzotint.pipeline.levels import LEVELS, measured_error
+from mezzotint.pipeline.levels import approximated
 from mezzotint.pipeline.request import Request
 
 _NUMBERED = re.compile(r"(\d{5,})-\d+\.png")
@@ -91,18 +91,11 @@ def record(
             "sigmas": {"hash": levels_hash(levels), "first": levels[0].sigma, "last": levels[-1].sigma},
         },
         "model": dict(model),
-        "approximated": _approximated(resolved.level, str(model["unet"]["sha256"])),
+        "approximated": approximated(resolved.level, execution, str(model["unet"]["sha256"])),
         "execution": dict(execution),
         "parents": [picture.sha256 for picture in pictures if picture is not None],
         "warnings": list(warnings),
     }
-
-
-def _approximated(level: str, unet_sha256: str) -> Record | None:
-    """What a level did less often than exactly, and what that was measured to cost; None if nothing was."""
-    if level == "full":
-        return None
-    return {"level": level, **LEVELS[level].recorded(), "measured": measured_error(unet_sha256, level)}
 
 
 def infotext(

@@ -4,12 +4,12 @@ import platform
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -132,6 +132,11 @@ class System:
             )
         return self._companions[name]
 
+    def with_weights(self, weights: str) -> "System":
+        """The same model whose U-Net runs with weights "int8" or "w8a8". Raises: RequestError where it cannot."""
+        execution = Execution(policy.with_weights(self.kernels.kernels, weights, self.dtype))
+        return replace(self, kernels=execution, network=self.network._replace(execution=execution))
+
     def start_hashing(self) -> None:
         """Begin to compute the hashes that records need, beside other work."""
         for role, paths in self.sources.items():
@@ -182,25 +187,30 @@ def load(
     vae: str | Path | None = None,
     unclip_stats: str | Path | None = None,
     kernels: str | Mapping[str, object] = "auto",
+    weights: str = "auto",
 ) -> System:
     """The model of a folder, a file, a hub id ORG/NAME[@revision], or "icons", the one in this package.
 
     dtype "auto" is bfloat16 where the processor multiplies in it, else float32. `kernels` "auto" is what was measured
     to be fastest on this processor; "torch" runs every module as it is, "packed" needs no compiler, "native" prefers
-    compiled kernels, and a record's own repeats its choice. Nothing is fetched unless a hub id is given. `preset` and
+    compiled kernels, and a record's own repeats its choice. `weights` approximates the U-Net: "int8" keeps weights in
+    8 bits, "w8a8" multiplies in 8 bits, too. Nothing is fetched unless a hub id is given. `preset` and
     `objective` overrule detection; `vae` is a file that replaces the model's own; `unclip_stats` holds mean and
     standard deviation of image embeddings, which unCLIP-L files lack.
 
-    Raises: CheckpointError if the model cannot be read exactly; RequestError for an unknown dtype or device;
-    ConfigError for unknown kernels.
+    Raises: CheckpointError if the model cannot be read exactly; RequestError for an unknown dtype or device, or weights
+    that cannot be had here; ConfigError for unknown kernels.
     """
     where = _device(device)
     if where.type == "cpu":
         policy.settle_threads()
     precision = _dtype(dtype, where)
+    if where.type != "cpu" and weights != "auto":
+        raise RequestError(f"weights {weights!r}: on processors only, not on {where}; leave weights out")
+    chosen = policy.chosen(precision, kernels) if where.type == "cpu" else policy.PLAIN
+    chosen = policy.with_weights(chosen, weights, precision)
     place = locate(path, revision=revision, variant=variant)
     found = files.read(place.path, preset=preset, objective=objective, variant=variant, vae=vae)
-    chosen = policy.chosen(precision, kernels) if where.type == "cpu" else policy.PLAIN
     return _assembled(found, place, precision, where, variant, unclip_stats, Execution(chosen))
 
 
@@ -310,7 +320,10 @@ def _built(kind: type[M], component: Component, dtype: torch.dtype, device: torc
     built = network(component.config)
     assert isinstance(built, kind)
     built.load_state_dict(component.state, assign=True)
-    return built.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    built = built.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    if device.type == "cuda":  # the order that its convolutions want; not measured here
+        built = cast(M, cast(Any, built).to(memory_format=torch.channels_last))  # Any: torch's type lacks this form
+    return built
 
 
 def _rules(preset: str, text: Sequence[TextTower]) -> tuple[TowerRule, ...]:

@@ -249,8 +249,8 @@ class Engine:
         self.system = None
         try:
             kernels = head.get("kernels") or "auto"  # as before the engine broke down: never timed twice
-            dtype, device = head.get("dtype", "auto"), head.get("device", "auto")
-            system = load(head["path"], dtype=dtype, device=device, kernels=kernels)
+            how = {name: head.get(name, "auto") for name in ("dtype", "device", "weights")}
+            system = load(head["path"], kernels=kernels, **how)
         except (MezzotintError, OSError, RuntimeError, MemoryError) as error:
             is_told = isinstance(error, MezzotintError)
             log.error("model %s cannot be loaded: %s", head["path"], error, exc_info=not is_told)

@@ -37,6 +37,7 @@ class Settings:
 
     dtype: str = "auto"
     device: str = "auto"
+    weights: str = "auto"
     places: int = 4
     queue: int = DEFAULT_JOBS
     merge_rows: int = 0
@@ -252,7 +253,7 @@ class Works:
         if self.state != "draining":
             self._turn("loading")
         head: dict[str, object] = {"do": "load", "model": entry.id, "path": entry.path, "name": entry.name}
-        head |= {"kernels": self._kernels.get(entry.id)}
+        head |= {"kernels": self._kernels.get(entry.id), "weights": self.settings.weights}
         await self.link.tell({**head, "dtype": self.settings.dtype, "device": self.settings.device})
 
     async def _loaded(self, head: dict[str, Any]) -> None:  # Any: JSON
