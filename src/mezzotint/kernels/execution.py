@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from mezzotint.kernels.autoencoder import BandedAutoencoder
 from mezzotint.kernels.choices import KernelSet
 from mezzotint.kernels.packed import Linear
+from mezzotint.kernels.pages import give_back
 from mezzotint.kernels.unet import FastUNet
 from mezzotint.kernels.workshop import Workshop
 from mezzotint.models.unet import UNet
 from mezzotint.models.vae import AutoencoderKL
 
+LARGE_TOWER = 1 << 30  # bytes of weights from which on a tower is not packed: it runs once for each new prompt
 REMEMBERED = 8  # networks, attached ones among them, that stay ready
 
 M = TypeVar("M", bound=nn.Module)
@@ -35,10 +37,15 @@ class Execution:
         return self._remembered(unet, lambda: FastUNet(unet, self._shop))
 
     def tower(self, tower: M) -> M:
-        """A network of linear layers whose copy shares everything but these, which are packed."""
+        """A network of linear layers whose copy shares everything but these, which are packed.
+
+        Those of a large one run as they are, and the pages of a mapped file are given back behind them.
+        """
         if self.kernels.weights == "plain":
             return tower
-        return self._remembered(tower, lambda: cast(M, _with_packed(tower, self._shop.exact)))
+        size = sum(weight.numel() * weight.element_size() for weight in tower.parameters())
+        make = _Passing if size >= LARGE_TOWER else lambda layer: _Packed(self._shop.exact.linear(layer))
+        return self._remembered(tower, lambda: cast(M, _with(tower, make)))
 
     def autoencoder(self, vae: AutoencoderKL) -> BandedAutoencoder | AutoencoderKL:
         """What encodes and decodes instead of this autoencoder: the same in bands, or itself where nothing is packed.
@@ -73,11 +80,24 @@ class _Packed(nn.Module):
         return self._layer(x)
 
 
-def _with_packed(module: nn.Module, shop: Workshop) -> nn.Module:
-    """The module, or a shallow copy in which every plain linear layer below is packed."""
+class _Passing(nn.Module):
+    """A linear layer whose weights need not stay in memory when it has been used."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self._layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._layer(x)
+        give_back([self._layer])
+        return y
+
+
+def _with(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> nn.Module:
+    """The module, or a shallow copy in which every plain linear layer below is what `make` makes of it."""
     if type(module) is nn.Linear:
-        return _Packed(shop.linear(module))
-    children = {name: _with_packed(child, shop) for name, child in module.named_children()}
+        return make(module)
+    children = {name: _with(child, make) for name, child in module.named_children()}
     if all(children[name] is child for name, child in module.named_children()):
         return module
     copied = copy.copy(module)
