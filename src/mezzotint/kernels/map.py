@@ -78,7 +78,7 @@ class Map:
         """Scale and offset [1 c] that normalise the map; all of it has been written."""
         width = self.data.shape[1] // norm.num_groups
         counts = torch.tensor(self._counts, dtype=torch.float64)[:, None, None]
-        means, squares = torch.stack(self._noted, 1).unflatten(2, (norm.num_groups, width))  # [n groups width] each
+        means, squares = torch.stack(self._noted, 1).view(2, -1, norm.num_groups, width)  # [n groups width] each
         total = counts.sum() * width
         centre = (counts * means).sum((0, 2), keepdim=True) / total
         variance = ((squares + counts * (means - centre).square()).sum((0, 2)) / total)[:, None]
