@@ -33,4 +33,5 @@ def test_a_tower_is_packed_if_it_is_small_and_passes_if_it_is_large(
     monkeypatch.setattr(execution, "LARGE_TOWER", 1)
     assert torch.equal(Execution(PACKED).tower(tower)(ids).pooled, wanted)
     linear = [module for module in tower.modules() if type(module) is nn.Linear]
-    assert len(given) == len(linear) and {*map(id, given)} == {*map(id, linear)}
+    assert len(given) == len(linear)
+    assert {*map(id, given)} == {*map(id, linear)}

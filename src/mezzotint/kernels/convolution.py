@@ -92,8 +92,8 @@ class TiledConvolution:
             out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         else:
             out = add.clone(memory_format=torch.channels_last)
-        for row, to in zip(x.split(1), out.split(1), strict=True):
-            self._winograd.convolve(row, to, bias, is_added=add is not None)
+        for row in range(len(x)):
+            self._winograd.convolve(x[row : row + 1], out[row : row + 1], bias, is_added=add is not None)
         return out
 
 

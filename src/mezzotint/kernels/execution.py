@@ -44,8 +44,10 @@ class Execution:
         if self.kernels.weights == "plain":
             return tower
         size = sum(weight.numel() * weight.element_size() for weight in tower.parameters())
-        make = _Passing if size >= LARGE_TOWER else lambda layer: _Packed(self._shop.exact.linear(layer))
-        return self._remembered(tower, lambda: cast(M, _with(tower, make)))
+        return self._remembered(tower, lambda: cast(M, _with(tower, _Passing if size >= LARGE_TOWER else self._packed)))
+
+    def _packed(self, layer: nn.Linear) -> nn.Module:
+        return _Packed(self._shop.exact.linear(layer))
 
     def autoencoder(self, vae: AutoencoderKL) -> BandedAutoencoder | AutoencoderKL:
         """What encodes and decodes instead of this autoencoder: the same in bands, or itself where nothing is packed.
