@@ -29,6 +29,12 @@ def atomic(path: str | Path) -> Generator[BinaryIO]:
             draft.unlink()
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed had begun, there and below. Nobody may be writing there meanwhile."""
+    for draft in folder.rglob(".*.tmp"):
+        draft.unlink(missing_ok=True)
+
+
 def cache_folder() -> Path:
     """Where this package keeps what it can make again: MEZZOTINT_CACHE, else the user's cache folder."""
     if own := os.environ.get("MEZZOTINT_CACHE"):

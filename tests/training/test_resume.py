@@ -57,6 +57,14 @@ def same(one: Path, other: Path) -> bool:
     return log_1 == log_2 and held_1.keys() == held_2.keys() and all(torch.equal(held_1[k], held_2[k]) for k in held_1)
 
 
+def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path: Path) -> None:
+    draft = tmp_path / "snapshots" / ".step-00000010.safetensors.c3400e79.tmp"
+    draft.parent.mkdir()
+    draft.write_bytes(b"half")
+    train(ToyPart(), config(max_train_steps=2), tmp_path)
+    assert not draft.exists()
+
+
 @pytest.mark.usefixtures("compiled")
 def test_a_run_goes_on_with_the_kernels_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def kernels(folder: Path, steps: int) -> str:

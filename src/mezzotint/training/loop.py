@@ -17,6 +17,7 @@ from mezzotint.checkpoints.files import write_state
 from mezzotint.errors import CheckpointError, ConfigError
 from mezzotint.kernels.pages import keep_freed
 from mezzotint.kernels.training import TrainingKernels, possible
+from mezzotint.storage import sweep
 from mezzotint.training import state
 from mezzotint.training.config import TrainConfig
 from mezzotint.training.journal import Journal, Pace
@@ -27,6 +28,7 @@ from mezzotint.training.watch import Watcher
 
 log = logging.getLogger(__name__)
 
+WRITTEN = ("export", "sheets", "snapshots")  # folders of a run that only its loop writes
 EVALUATION = "evaluation"  # what records of a watcher's numbers are called
 
 
@@ -58,6 +60,9 @@ def train(
     if saved is not None:
         _continue(run, saved, about)
     saved_at = run.step
+    if together.is_first:
+        for part_of in WRITTEN:
+            sweep(folder / part_of)
     journal = Journal(folder, keep_until=run.step) if together.is_first else None
     pace = Pace(config.batch, run.dtype)
     while run.step < config.max_train_steps:
