@@ -14,6 +14,7 @@ from PIL import Image
 from mezzotint.errors import RequestError
 from mezzotint.images import feathered, read_metadata, to_mask
 from mezzotint.kernels.autoencoder import BandedAutoencoder
+from mezzotint.kernels.choices import PLAIN
 from mezzotint.pipeline.condition import told
 from mezzotint.pipeline.drive import Predictor, drive
 from mezzotint.pipeline.generate import expect, generate, recorded_source, replay, stream
@@ -270,7 +271,7 @@ def test_a_picture_is_made_again_with_the_kernels_that_made_it(reference: Refere
     plain = load(folder, dtype="float32", kernels="torch")
     path = generate(plain, **BASE, seed=5).save(tmp_path)[0]
     recorded = recorded_source(path)
-    assert recorded.kernels == {"weights": "plain", "attention": "torch", "norm": "torch"}
+    assert recorded.kernels == PLAIN.recorded()
     again = load(folder, dtype=recorded.dtype, kernels=recorded.kernels)
     assert expect(path, again).is_exact
     assert replay(path, again).difference == 0
