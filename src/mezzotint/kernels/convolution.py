@@ -20,7 +20,7 @@ from mezzotint.kernels.pages import give_back
 TWO_OUTPUTS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 TWO_COPIES = ((1, 1, 1), (1, 0, 0), (0, 0, 1))
 
-LARGE = 1024  # positions of a map from which on tiles pay; below, reading 16 weights for 9 costs what products save
+LARGE = 1024  # positions of a map from which on tiles pay; below, weights of nearly twice the size cost more memory
 
 _ops: Any = torch.ops.mkldnn  # Any: torch leaves its operators untyped
 
@@ -103,9 +103,12 @@ def transformed(weight: Float[Tensor, "o c 3 3"], *, is_doubled: bool) -> Float[
     Source: Lavin and Gray 2015, arXiv:1509.09308.
     """
     one = torch.tensor(TWO_COPIES if is_doubled else TWO_OUTPUTS, dtype=torch.float32)
-    each = torch.einsum("pi, ocij, qj -> pqoc", one, weight.float(), one).flatten(0, 1)
-    k, o, c = each.shape
-    return each.view(k, o // 32, 32, c // 2, 2).permute(1, 0, 3, 2, 4).bfloat16().contiguous()
+    o, c = weight.shape[:2]
+    made = torch.empty(o // 32, len(one) ** 2, c // 2, 32, 2, dtype=torch.bfloat16)
+    for part, to in zip(weight.view(-1, 32, c, 3, 3), made, strict=True):  # a few at a time: they are in float32
+        each = torch.einsum("pi, ocij, qj -> pqco", one, part.float(), one)
+        to.copy_(each.reshape(len(to), c // 2, 2, 32).transpose(2, 3))
+    return made
 
 
 class BandConvolution(PackedConvolution):

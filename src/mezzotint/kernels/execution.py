@@ -16,7 +16,7 @@ from mezzotint.kernels.workshop import Workshop
 from mezzotint.models.unet import UNet
 from mezzotint.models.vae import AutoencoderKL
 
-LARGE_TOWER = 1 << 30  # bytes of weights from which on a tower is not packed: it runs once for each new prompt
+LARGE_TOWER = 1 << 27  # bytes of weights from which on a tower is not packed: it runs once for each new prompt
 REMEMBERED = 8  # networks, attached ones among them, that stay ready
 
 M = TypeVar("M", bound=nn.Module)
