@@ -1,13 +1,15 @@
 """Who may ask: own names, own pages, the key in each of its forms."""
 
+import asyncio
 import base64
 from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from mezzotint.errors import RequestError
-from mezzotint.serve.guard import Access, is_loopback, own_hosts
+from mezzotint.serve.guard import Access, Guard, is_loopback, own_hosts
 from mezzotint.serve.run import Place, serve
 from serve.conftest import Sleepers
 
@@ -52,6 +54,28 @@ def test_the_key_in_each_of_its_forms():
     assert not access.knows({"cookie": "mezzotint_session=schlüssel"})
     assert not access.knows({"cookie": f"mezzotint_session={Access(key='schlüssel').token()}"}), "of another life"
     assert "schlüssel" not in access.token()
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "evil:8000"])
+def test_a_connection_that_takes_no_answer_is_no_error(host: str, caplog: pytest.LogCaptureFixture):
+    """Whoever goes on with what is no HTTP spoils the connection under the answer, also under a refusal."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise AssertionError("it went on")
+
+    async def spoilt(_: Message) -> None:
+        raise RuntimeError("can't handle event type Response when role=SERVER and state=ERROR")
+
+    async def silent() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    headers = [(b"host", host.encode())]
+    scope: Scope = {"type": "http", "path": "/api/v1/jobs", "method": "GET", "headers": headers, "query_string": b""}
+    guard = Guard(application, Access(hosts=own_hosts("127.0.0.1", 8000), port=8000))
+    with caplog.at_level("INFO"):
+        asyncio.run(guard(scope, silent, spoilt))
+    assert [record.levelname for record in caplog.records if record.name.endswith("guard")] == ["INFO"]
 
 
 def test_a_public_address_without_a_key_is_refused(tmp_path: Path):

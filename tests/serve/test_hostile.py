@@ -110,7 +110,8 @@ def attack(served: Served, count: int, seed: int) -> dict[int, int]:
             file = client.get(picture["url"])
             assert file.headers["content-type"] == "image/png"
             assert file.content.startswith(b"\x89PNG")
-    assert not [line for line in served.said if "Traceback" in line], "".join(served.said)[-3000:]
+    said = "".join(served.said)
+    assert "Traceback" not in said, said[max(0, said.index("Traceback") - 300) :][:4000]
     return statuses
 
 

@@ -136,6 +136,10 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+class Unsendable(Exception):
+    """The connection takes no answer: somebody hung up, or went on with what is no HTTP."""
+
+
 class Guard:
     """Checks, counts and labels; then the application."""
 
@@ -152,7 +156,12 @@ class Guard:
             return
         name = secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = name
-        sender = _Sender(send, name)
+        try:
+            await self._answered(scope, receive, _Sender(send, name), name)
+        except Unsendable as error:
+            log.info("request %s: its connection takes no answer: %s", name, error.__cause__)
+
+    async def _answered(self, scope: Scope, receive: Receive, sender: "_Sender", name: str) -> None:
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
         if refusal is not None:
@@ -172,6 +181,8 @@ class Guard:
         except ClientDisconnect:  # nobody is there to answer, or nothing came for too long
             if not sender.has_begun:
                 await answer(scope, sender, 408, "too_slow", "the body did not arrive in time")
+        except Unsendable:
+            raise
         except Exception:
             log.exception("request %s failed", name)
             if not sender.has_begun:
@@ -241,7 +252,10 @@ class _Sender:
                 more["cache-control"] = "no-store"
             added = [(k.encode(), v.encode()) for k, v in more.items() if k.encode() not in given]
             message = {**message, "headers": [*message.get("headers", ()), *added]}
-        await self._send(message)
+        try:
+            await self._send(message)
+        except Exception as error:  # of whatever server this runs under
+            raise Unsendable from error
 
 
 class _Counted:
