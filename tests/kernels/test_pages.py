@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.checkpoints.files import read_state, write_state
-from mezzotint.kernels.pages import give_back
+from mezzotint.kernels.pages import give_back, give_back_freed
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are given back on Linux only")
 
@@ -42,3 +42,18 @@ def test_a_page_that_was_written_to_stays(tmp_path: Path, generator: torch.Gener
     mapped.weight[500, 500] = 7.0
     assert give_back([mapped]) == 0
     assert mapped.weight[500, 500] == 7.0
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_what_was_freed_in_pieces_goes_back():
+    pieces = [torch.ones(1 << 12) for _ in range(4096)]  # 64 MB of pieces that the allocator keeps
+    kept = pieces[-1]  # on top of them, so that it cannot give them back by itself
+    full = resident()
+    del pieces
+    give_back_freed()
+    assert resident() < full - (40 << 20)
+    assert float(kept.sum()) == 1 << 12
