@@ -82,8 +82,7 @@ def test_a_prompt_becomes_a_picture_through_previews(visit: Open) -> None:
     made = page.get_by_role("figure").get_by_role("img", name="a red fox")
     made.wait_for()
     done(page)
-    shown = opened.page.evaluate("() => document.querySelector('.plate img').naturalWidth")
-    assert shown == 64
+    opened.page.wait_for_function("() => document.querySelector('.plate img').naturalWidth === 64")
     frames = page.get_by_role("group", name="Film strip").get_by_role("button")
     assert frames.count() >= 3, "some previews and the finished picture"
     record = got(opened, f"/images/{job(opened)['images'][0]['id']}")
