@@ -103,6 +103,10 @@ def test_everything_but_health_and_the_page_wants_the_key(sleeper: Sleepers):
         assert "HttpOnly" in answer.headers["set-cookie"]
         assert "SameSite=strict" in answer.headers["set-cookie"]
         assert "right" not in answer.headers["set-cookie"]
+        assert "Secure" not in answer.headers["set-cookie"]  # over plain HTTP a browser would not send it back
+        proxied = {"x-forwarded-proto": "https"}
+        secured = httpx.post(f"{sleeping.address}/api/v1/session", json={"key": "right"}, headers=proxied)
+        assert "Secure" in secured.headers["set-cookie"]
         assert client.get("/api/v1/server").json()["needs_key"] is True  # with the cookie
         assert client.delete("/api/v1/session").status_code == 204
         assert client.get("/api/v1/server").status_code == 401

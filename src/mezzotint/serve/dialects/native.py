@@ -75,7 +75,8 @@ async def begin_session(body: KeyBody, request: Request) -> Response:
     if not access.admits(body.key):
         raise HTTPException(401, "this is not the key of this server")
     answer = Response(status_code=204)
-    answer.set_cookie(COOKIE, access.token(), httponly=True, samesite="strict", path="/")
+    is_tls = request.url.scheme == "https"  # as a trusted proxy says
+    answer.set_cookie(COOKIE, access.token(), httponly=True, samesite="strict", path="/", secure=is_tls)
     return answer
 
 
