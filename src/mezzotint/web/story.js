@@ -32,9 +32,10 @@ function mix(unit) {
 }
 
 function diverging(unit) {
-  // -1 … 1: blue, background, orange; the strength is opacity, so that it suits light and dark
+  // -1 … 1: blue, background, orange; the strength is opacity, in the dark so little that numbers stay legible on it
   const hue = unit < 0 ? "66, 133, 244" : "242, 119, 38";
-  return `rgba(${hue}, ${Math.min(1, Math.abs(unit)).toFixed(3)})`;
+  const strength = Math.min(1, Math.abs(unit));
+  return `light-dark(rgba(${hue}, ${strength.toFixed(3)}), rgba(${hue}, ${(0.55 * strength).toFixed(3)}))`;
 }
 
 function bytes(block) {
@@ -74,7 +75,7 @@ const blocks = {
     const head = h("tr", {}, h("td"), block.columns.map((c) => h("th", { class: isLong ? "tilted" : null }, h("span", { title: c }, isLong && c.length > 18 ? `${c.slice(0, 17)}…` : c))));
     const rows = block.values.map((row, i) => h("tr", {}, h("th", { scope: "row" }, block.rows[i]),
       row.map((value, j) => h("td", {
-        style: `background:${diverging(unit(value))}${Math.abs(unit(value)) > 0.75 ? ";color:#1d1c1a" : ""}`, title: `${block.rows[i]} and ${block.columns[j]}: ${value}`,
+        style: `background:${diverging(unit(value))}`, title: `${block.rows[i]} and ${block.columns[j]}: ${value}`,
       }, value.toFixed(2)))));
     return h("figure", { class: "block" }, heading(block.title),
       h("div", { class: "scroll" }, h("table", { class: isLong ? "matrix long" : "matrix" }, h("thead", {}, head), h("tbody", {}, rows))));
