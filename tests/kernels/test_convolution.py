@@ -160,7 +160,7 @@ def test_whole_maps_of_several_pictures(
 
 @torch.no_grad()
 def test_a_unet_of_large_maps_goes_by_tiles(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In bfloat16 it is no further from float32 than a tenth more than the plain network."""
+    """In bfloat16 it is about a tenth further from float32 than with packed convolutions."""
     config = replace(
         SD1,
         levels=tuple(replace(level, channels=32) for level in SD1.levels),
@@ -178,7 +178,7 @@ def test_a_unet_of_large_maps_goes_by_tiles(generator: torch.Generator, monkeypa
         fast = Execution(kernels).unet(unet)
         errors.append(relative(fast(x, t, fast.prepare(cond)).float(), wanted))
     assert errors[0] != errors[1]
-    assert errors[1] < 1.3 * errors[0]
+    assert errors[1] < 1.2 * errors[0]  # measured: 1.10
 
 
 @pytest.mark.parametrize(

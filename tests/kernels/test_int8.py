@@ -13,8 +13,9 @@ from mezzotint.kernels import native, policy
 from mezzotint.kernels.choices import PACKED, PLAIN, KernelSet
 from mezzotint.kernels.execution import Execution
 from mezzotint.kernels.int8 import multiplies_bytes, rounded
+from mezzotint.kernels.packed import phases
 from mezzotint.kernels.unet import FastUNet
-from mezzotint.kernels.workshop import Workshop, phases
+from mezzotint.kernels.workshop import Workshop
 from models.oracles import relative
 from models.test_unet import CONFIGS
 

@@ -1,5 +1,6 @@
 """Memory is given back only where a file can bring it back."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,6 +48,31 @@ def test_a_page_that_was_written_to_stays(tmp_path: Path, generator: torch.Gener
 def resident() -> int:
     """Bytes of this process in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+FAULTS = """
+import resource
+from mezzotint.kernels.pages import keep_freed
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        bytearray(b"x") * (40 << 20)  # 10,240 pages, written and freed
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+lost = faults()
+keep_freed()
+faults()
+print(lost, faults())
+"""
+
+
+def test_what_was_freed_is_kept_for_the_next_allocation():
+    """By default large pieces come as empty pages again. In a process of its own, because it holds for all of it."""
+    told = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    lost, kept = map(int, told.stdout.split())
+    assert lost > 40_000
+    assert kept < 2_000
 
 
 def test_what_was_freed_in_pieces_goes_back():

@@ -20,7 +20,9 @@ from mezzotint.models.attention import Attention, FeedForward, KeysValues, Layer
 from mezzotint.models.blocks import ResBlock, Upsample
 
 TrainingKernels = Literal["torch", "native"]
-"""How a run computes: every module as torch runs it, or quickened. Stands in checkpoints; a run never changes it."""
+"""How a run computes: every module as torch runs it, or quickened. Stands in checkpoints, and a run keeps it; only
+where the compiled operations are gone does it go on as torch does, with a warning.
+"""
 
 N = TypeVar("N", bound=nn.Module)
 

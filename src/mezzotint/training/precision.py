@@ -1,9 +1,9 @@
 """Where forward and backward run: float32 weights themselves, or bfloat16 copies that are made once per step.
 
 Autocast would cast every weight at every use. Copies cost one pass over the weights per step, and gradients come back
-into float32 before anything is accumulated in them. Copies on a processor are quickened where its kernels are built
-(`kernels/training.py`). Attention over short sequences is written out as two matrix
-products, because the backward pass of PyTorch's CPU flash attention is several times slower there.
+into float32 before anything is accumulated in them. Copies are quickened where the processor's kernels are built
+(`kernels/training.py`). Attention over short sequences is written out as two matrix products, because the backward pass
+of PyTorch's CPU flash attention is several times slower there.
 """
 
 import copy
