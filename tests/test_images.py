@@ -190,3 +190,17 @@ def test_every_format_carries_the_mark_of_how_it_was_made(kind: str) -> None:
     assert marked(image={"sha256": "0"}) == EDITED == "compositeWithTrainedAlgorithmicMedia"
     assert marked(mark=False) is None
     assert source_type(encode(Image.new("RGB", (8, 8)), "a\nSteps: 1", None, kind)) is None  # not ours to mark
+
+
+SHEETS: list[tuple[list[dict[str, object]], str | None]] = [
+    ([{}, {}], MADE),
+    ([{}, {"image": {"sha256": "0"}}], EDITED),
+    ([{"mark": False}, {"mark": False}], None),
+    ([{"mark": False}, {}], MADE),
+]
+
+
+@pytest.mark.parametrize(("requests", "wanted"), SHEETS)
+def test_a_sheet_is_marked_as_its_pictures_are(requests: list[dict[str, object]], wanted: str | None) -> None:
+    record = {"schema": 1, "cells": [{"request": request} for request in requests]}
+    assert source_type(encode(Image.new("RGB", (8, 8)), "a\nSteps: 1", record)) == wanted

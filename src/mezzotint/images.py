@@ -251,11 +251,12 @@ def check_folder(folder: Path) -> None:
 
 
 def _mark(record: Mapping[str, Any]) -> str:  # Any: JSON
-    """The XMP of a picture with this record; empty if its request wants none."""
-    request = record.get("resolved", {}).get("request", {})
-    if not request.get("mark", True):
+    """The XMP of a picture with this record, or of a sheet of several; empty if none of its requests wants one."""
+    requests = [made.get("request", {}) for made in record.get("cells", [record.get("resolved", {})])]
+    if not any(request.get("mark", True) for request in requests):
         return ""
-    return _XMP.format(source=SOURCE_TYPES + (EDITED if request.get("image") else MADE))
+    is_edited = any(request.get("image") for request in requests)
+    return _XMP.format(source=SOURCE_TYPES + (EDITED if is_edited else MADE))
 
 
 def _where(source: Path | bytes) -> str:

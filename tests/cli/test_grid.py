@@ -62,6 +62,15 @@ def test_models_can_be_compared(mezzotint: Command, world: Path) -> None:
     assert (first == second).all(), "the same weights from another file"
 
 
+def test_what_is_approximated_is_told_once_and_stands_in_the_sheet(mezzotint: Command) -> None:
+    ran = mezzotint("grid", *MADE, "--x", "level=full,fast", "--y", "seed=1,2")
+    assert ran.code == 0, ran.err
+    assert ran.err.count("approximated: level fast") == 1
+    record = read_metadata(Path(ran.out.strip())).record
+    assert record is not None
+    assert [cell["approximated"] and cell["approximated"]["level"] for cell in record["cells"]] == [None, "fast"] * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -38,6 +38,8 @@ def test_values_are_lists_and_ranges(text: str, values: tuple[object, ...]) -> N
     [
         ("steps", "must be FIELD=VALUES"),
         ("steps=", "must be FIELD=VALUES"),
+        ("steps=, ,", "names no value"),
+        ("guidance=0-1 [99999999]", "is 99999999 values"),
         ("stepz=1,2", "did you mean 'steps'?"),
         ("image=a.png", "unknown field 'image'"),
         ("count=1,2", "unknown field 'count'"),
@@ -85,6 +87,8 @@ def test_prompt_searches_and_replaces_in_both_prompts_on_both_axes() -> None:
     [
         ({}, None, None, "a grid needs an axis"),
         ({}, "steps=1,2", "steps=3,4", "both axes vary steps"),
+        ({}, "size=64x64,96x96", "width=64,128", "size is width and height"),
+        ({}, "height=64,128", "size=64x64,96x96", "size is width and height"),
         ({"count": 2}, "steps=1,2", None, "a grid has one picture in a cell"),
         ({"prompt": "a fox"}, "prompt=red,blue", None, "'red' stands neither in the prompt nor in the negative"),
         ({}, "steps=1,0", None, "cell (steps 0): steps 0: at least 1 step is needed"),

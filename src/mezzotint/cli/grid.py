@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mezzotint.cli.console import print_json, stderr, stdout, warn
+from mezzotint.cli.console import print_json, stderr, stdout
 from mezzotint.cli.options import Device, Dtype, Json, Model, Objective, Output, Preset, Vae, Weights, picture_options
-from mezzotint.cli.pictures import Source, run
+from mezzotint.cli.pictures import Source, run, tell
 from mezzotint.images import check_folder, encode, read_infotext, write_file, write_infotext
 from mezzotint.pipeline import grid as grids
 
@@ -57,8 +57,7 @@ def grid(
     record = grids.record(planned, [result.metadata[0] for result in made], boxes)
     write_file(path, encode(paper, _infotext(planned, made[0].infotexts[0]), record))
     saved = [result.save(output)[0] for result in made] if cells else []
-    for warning in dict.fromkeys(line for result in made for line in result.warnings):
-        warn(warning)
+    tell(made)
     if json:
         print_json(
             {

@@ -52,18 +52,13 @@ def make(
     requests = [Request(**wish) for wish in wishes]
     check_folder(output)
     system = source.load()
-    from mezzotint.pipeline.levels import said  # needs torch, as the model does
-
     made: list[dict[str, object]] = []
     for request in requests:
         started = time.monotonic()
         result = run(system, request)
         paths = result.save(output)
         seconds = round(time.monotonic() - started, 2)
-        for warning in result.warnings:
-            warn(warning)
-        if found := result.metadata[0]["approximated"]:
-            stderr.print(said(found), markup=False, soft_wrap=True)
+        tell([result])
         for path, seed in zip(paths, result.seeds, strict=True):
             made.append({"path": str(path), "prompt": request.prompt, "seed": seed, "warnings": list(result.warnings)})
             if not is_json:
@@ -71,6 +66,18 @@ def make(
         made[-1]["seconds"] = seconds
     if is_json:
         print_json(made)
+
+
+def tell(results: "Iterable[Result]") -> None:
+    """Say on the terminal what the results warn of, and what of them is approximated; each thing once."""
+    from mezzotint.pipeline.levels import said  # needs torch, as results do
+
+    made = list(results)
+    for warning in dict.fromkeys(line for result in made for line in result.warnings):
+        warn(warning)
+    found = [found for result in made if (found := result.metadata[0]["approximated"])]
+    for line in dict.fromkeys(map(said, found)):
+        stderr.print(line, markup=False, soft_wrap=True)
 
 
 def run(system: "System", request: Request) -> "Result":

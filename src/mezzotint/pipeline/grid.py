@@ -90,6 +90,8 @@ def axis(text: str) -> Axis:
     _kind(field)
     items = next(csv.reader([values], skipinitialspace=True))
     texts = [part for item in items if item.strip() for part in _expanded(field, item.strip())]
+    if not texts:
+        raise RequestError(f"axis {text!r}: names no value; for example steps=4,8,16")
     return Axis(field, tuple(texts), tuple(_value(field, part) for part in texts))
 
 
@@ -103,6 +105,8 @@ def plan(fields: Mapping[str, Any], x: Axis | None, y: Axis | None) -> Grid:
         raise RequestError("a grid needs an axis: give --x FIELD=VALUES, --y FIELD=VALUES or both")
     if x and y and x.field == y.field and x.field != "prompt":
         raise RequestError(f"both axes vary {x.field}; give each its own field")
+    if {one.field for one in axes} & {"width", "height"} and "size" in {one.field for one in axes}:
+        raise RequestError("size is width and height: one axis would undo the other; vary width and height, or size")
     if fields.get("count", 1) != 1:
         raise RequestError("count: a grid has one picture in a cell; vary the seed instead, for example --y seed=1-4")
     if (n := (len(x.values) if x else 1) * (len(y.values) if y else 1)) > MAX_CELLS:
@@ -206,7 +210,8 @@ def record(grid: Grid, records: Sequence[Mapping[str, Any]], boxes: Sequence[Box
                 "column": cell.column,
                 "box": list(box),
                 **found["resolved"],
-                **({} if found["model"] == first["model"] else {"model": found["model"]}),
+                "approximated": found["approximated"],
+                **{what: found[what] for what in ("model", "execution") if found[what] != first[what]},
             }
             for cell, box, found in zip(grid.cells, boxes, records, strict=True)
         ],
@@ -260,16 +265,21 @@ def _expanded(field: str, item: str) -> list[str]:
         return [item]
     low, high = float(found[1]), float(found[2])
     if found[4]:
-        n = int(found[4])
+        n = _few(field, item, int(found[4]))
         values = [low + (high - low) * i / max(1, n - 1) for i in range(n)]
         return [_number(round(value) if kind is int else value) for value in values]
     step = float(found[3] or (1 if high >= low else -1))
     if step == 0 or (high - low) * step < 0:
         raise RequestError(f"axis {field}: {item!r} never reaches its end; turn the sign of ({found[3]})")
-    n = int((high - low) / step + 1e-9) + 1
+    n = _few(field, item, int((high - low) / step + 1e-9) + 1)
+    return [_number(low + i * step) for i in range(n)]
+
+
+def _few(field: str, item: str, n: int) -> int:
+    """n, the values that a range stands for, if they are not too many."""
     if n > MAX_CELLS:
         raise RequestError(f"axis {field}: {item!r} is {n} values; a grid has at most {MAX_CELLS} cells")
-    return [_number(low + i * step) for i in range(n)]
+    return n
 
 
 def _number(value: float) -> str:

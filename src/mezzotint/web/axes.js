@@ -100,6 +100,10 @@ export function grid(base, x, y, draw = drawSeed) {
   if (x && y && x.field === y.field && x.field !== "prompt") {
     throw new RangeError(`both axes vary ${x.field}; give each its own field`);
   }
+  const fields = axes.map((one) => one.field);
+  if (fields.includes("size") && (fields.includes("width") || fields.includes("height"))) {
+    throw new RangeError("size is width and height: one axis would undo the other; vary width and height, or size");
+  }
   for (const one of axes) {
     if (one.field === "prompt" && !`${base.prompt}\n${base.negative ?? ""}`.includes(one.texts[0])) {
       throw new RangeError(`“${one.texts[0]}” stands neither in the prompt nor in the negative, so nothing can take its place`);
