@@ -126,13 +126,16 @@ def test_every_picture_equals_its_solo_run_to_the_bit_under_a_random_load(
 def test_the_test_sees_a_picture_that_depends_on_its_neighbours(
     system: System, alone: dict[str, list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sampler that draws from one generator for all jobs is what this must not be."""
-    shared = torch.Generator("cpu").manual_seed(0)
+    """One generator for all, which each picture seeds when it begins, is right until another begins in between."""
+    begun: list[torch.Generator] = []
 
     def drawn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-        return torch.randn(shape, generator=shared)
+        if generator not in begun:
+            begun.append(generator)
+        return torch.randn(shape, generator=begun[-1])
 
     monkeypatch.setattr("mezzotint.pipeline.picture._randn", drawn)
+    assert {name: solo(system, request) for name, request in mixed().items()} == alone
     crowd = room(system)
     for name, request in mixed().items():
         crowd.make(name, request)

@@ -106,17 +106,20 @@ def test_other_names_are_nothing(store: Store, name: str):
 
 
 def test_a_link_in_place_of_a_picture_is_not_followed(store: Store, tmp_path: Path):
-    name = add(store)
+    one, other = add(store), add(store)
     secret = tmp_path.parent / f"{tmp_path.name}-secret"
     secret.write_bytes(png("secret"))
-    (path,) = (store.folder / "pictures").rglob(f"{name}.png")
-    path.unlink()
-    path.symlink_to(secret)
-    assert store.picture_bytes(name) is None
+    places = [path for name in (one, other) for path in (store.folder / "pictures").rglob(f"{name}.png")]
+    for path in places:
+        path.unlink()
+        path.symlink_to(secret)
+    assert store.picture_bytes(one) is store.picture_bytes(other) is None
+    assert store.delete_picture(one)
+    assert [path.is_symlink() for path in places] == [False, True]
+    places[0].symlink_to(secret)  # now without a row; the other has one
     store.close()
     with opened(tmp_path) as again:
         assert again.search("secret").total == 0
-        again.delete_picture(name)
     assert secret.read_bytes() == png("secret")
     secret.unlink()
 
