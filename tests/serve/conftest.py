@@ -219,7 +219,7 @@ def sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Sleepe
     def begin(*, service: float = 0.05, key: str | None = None, **settings: Any) -> Sleeper:  # Any: of Settings
         monkeypatch.setenv("FAKE_SERVICE_S", str(service))
         shelf = tmp_path / "models"
-        for name in ("one", "two", "broken"):
+        for name in ("one", "two", "broken", "deadly"):
             (shelf / name).mkdir(parents=True, exist_ok=True)
             (shelf / name / "model_index.json").write_text("{}")
         store = Store(tmp_path / "gallery")

@@ -219,6 +219,8 @@ def test_a_full_queue_is_a_rate_limit_that_the_client_waits_out(sleeper: Sleeper
         with pytest.raises(openai.RateLimitError) as caught:
             api.images.generate(prompt="x")
         assert caught.value.code == "queue_full"
+        counted = 'requests_total{dialect="openai",status="refused"} 1.0'
+        assert counted in other.get(f"{sleeping.address}/metrics").text
         assert int(caught.value.response.headers["retry-after"]) >= 1
         started = time.monotonic()
         assert api.with_options(max_retries=2).images.generate(prompt="x").data

@@ -5,6 +5,8 @@ Everything here happens in one thread, the event loop's; only files and the inde
 
 import asyncio
 import json
+import logging
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any  # Any: JSON
@@ -15,13 +17,16 @@ from mezzotint.serve.ids import new_id
 from mezzotint.serve.inspecting import Inspector
 from mezzotint.serve.job import ENDED, Job, Keep, Made
 from mezzotint.serve.models import Shelf
-from mezzotint.serve.queue import cost
+from mezzotint.serve.queue import Full, cost
 from mezzotint.serve.store import JOBS_S, Store
 from mezzotint.serve.wish import check, fingerprint, told
 from mezzotint.serve.works import Settings, Works, links, story_of
 
 NEWS_EVERY_S = 0.5
 EXPIRE_EVERY_S = 60.0
+
+
+log = logging.getLogger(__name__)
 
 
 class Unavailable(Exception):
@@ -117,7 +122,11 @@ class Hub(Works):
             is_explained=is_explained,
             cost=sum(cost(request, self.defaults, is_explained=is_explained) for request in requests),
         )
-        self.queue.offer(job.id, job.cost, client, time.monotonic())
+        try:
+            self.queue.offer(job.id, job.cost, client, time.monotonic())
+        except Full:
+            self.metrics.refused(dialect)
+            raise
         self.jobs[job.id] = job
         try:
             if keep != "memory" or key is not None:
@@ -178,11 +187,14 @@ class Hub(Works):
     async def switch(self, name: str) -> None:
         """Make another model the one that jobs get which ask for none, and load it.
 
-        Raises: RequestError if there is none of that name; Unavailable while another one is being loaded.
+        Raises: RequestError if there is none of that name; Unavailable while another one is being loaded, or the
+        server is being shut down.
         """
         entry = self.shelf.find(name)
         if entry is None:
             raise RequestError(f"there is no model {name!r}")
+        if self.state == "draining":
+            raise Unavailable("draining", "the server is being shut down", 30)
         if self._loading is not None:
             raise Unavailable("busy", "another model is being loaded", 5)
         self.entry = entry
@@ -263,4 +275,7 @@ class Hub(Works):
             old = time.time() - JOBS_S
             for job in [job for job in self.jobs.values() if job.finished is not None and job.finished < old]:
                 self.jobs.pop(job.id, None)
-            await self.on_disk(self.store.expire)
+            try:
+                await self.on_disk(self.store.expire)
+            except (OSError, sqlite3.Error):
+                log.exception("what is too old could not be deleted; it is tried again")
