@@ -831,6 +831,16 @@ def test_on_a_phone_a_comparison_comes_into_sight(visit: Open) -> None:
     done(page)
 
 
+def test_on_a_phone_a_finished_story_comes_into_sight(visit: Open) -> None:
+    """One that was asked for elsewhere: nothing has scrolled to its place yet."""
+    page = visit(viewport=SIZES["phone"], has_touch=True).go()
+    prompt(page, "a red fox", 3)
+    page.get_by_role("button", name="Make the picture").click()
+    page.get_by_role("button", name="Explain", exact=True).click()
+    told(page)
+    expect(page.locator("mz-story h1")).to_be_in_viewport()
+
+
 def test_the_way_back_leads_out_of_a_picture(visit: Open) -> None:
     opened = visit()
     page = opened.go()

@@ -9,7 +9,7 @@ import { withTexts } from "./png.js";
 import { duration, toRequest } from "./request.js";
 import { drawSheet } from "./sheet.js";
 import { store } from "./store.js";
-import { View, copy, icon, pixels, save, typed, vars } from "./ui.js";
+import { View, copy, icon, pixels, reveal, save, typed, vars } from "./ui.js";
 import { html, live, nothing } from "./vendor/lit.js";
 
 const FIELDS = {
@@ -61,7 +61,7 @@ export class Compare extends View {
       const { requests, ...table } = plan;
       await store.run("compare", requests);
       this.set({ table: { ...table, base: { ...toRequest(store.form), seed: requests[0].seed } } });
-      if (matchMedia("(max-width: 60rem)").matches) this.querySelector(".result").scrollIntoView({ behavior: "smooth" });
+      reveal(this);
     } catch (error) {
       store.say(error.message, "error");
     }

@@ -7,7 +7,7 @@ import { action } from "./form.js";
 import { actions } from "./picture.js";
 import { duration, toRequest } from "./request.js";
 import { store } from "./store.js";
-import { View, icon } from "./ui.js";
+import { View, icon, reveal } from "./ui.js";
 import { html, nothing } from "./vendor/lit.js";
 
 export class Create extends View {
@@ -43,7 +43,7 @@ export class Create extends View {
     if (store.isBusy(this.place) || this.lack) return;
     try {
       await store.run(this.place, [this.request], this.how);
-      if (matchMedia("(max-width: 60rem)").matches) this.querySelector(".result").scrollIntoView({ behavior: "smooth" });
+      reveal(this);
     } catch (error) {
       store.say(error.message, "error");
     }

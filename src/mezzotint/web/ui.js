@@ -130,6 +130,11 @@ export function go(view) {
   location.hash = view;
 }
 
+/** On a narrow screen the result stands below the form: bring it into sight. */
+export function reveal(view) {
+  if (matchMedia("(max-width: 60rem)").matches) view.querySelector(".result").scrollIntoView({ behavior: "smooth" });
+}
+
 /** A number for people: 2.1, 14.6, 1,234. */
 export function figure(value) {
   return Number(value).toLocaleString("en", { maximumSignificantDigits: 4 });
