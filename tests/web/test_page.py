@@ -113,6 +113,22 @@ def test_several_pictures_and_a_kept_seed(visit: Open) -> None:
     expect(page.get_by_role("button", name="Keep the seed")).to_have_attribute("aria-pressed", "true")
 
 
+def test_two_presses_start_one_job(visit: Open) -> None:
+    page = visit().go()
+    prompt(page, "a fox in a hurry", 2)
+    started: list[str] = []
+    page.on(
+        "request", lambda one: started.append(one.url) if one.method == "POST" and one.url.endswith("/jobs") else None
+    )
+    page.get_by_role("button", name="Make the picture").evaluate("(button) => { button.click(); button.click(); }")
+    expect(page.get_by_role("figure").get_by_role("img", name="a fox in a hurry")).to_be_visible()
+    done(page)
+    with page.expect_request("**/api/v1/jobs"):
+        page.get_by_role("button", name="Make the picture").click()
+    assert len(started) == 2, "one for the first two presses, and one for the third"
+    done(page)
+
+
 def test_stop_takes_effect_midway(visit: Open) -> None:
     opened = visit()
     page = opened.go()

@@ -42,6 +42,7 @@ class Store extends EventTarget {
   reference = null; // the picture to vary, for models that need one: {id, url}
   messages = [];
   asksKey = false;
+  #starting = new Set();
   #following = {};
   #saving = {};
 
@@ -122,16 +123,25 @@ class Store extends EventTarget {
 
   /**
    * Start a job in a place; `how` are fields of the job besides its requests. A full queue is waited for, as long as
-   * the server says. Throws what the server says.
+   * the server says; while the answer is awaited, another press starts nothing. Throws what the server says.
    */
   async run(place, requests, how = {}) {
+    if (this.#starting.has(place)) return;
+    this.#starting.add(place);
+    try {
+      const job = started(await this.#start(requests, how));
+      this.#put(place, { ...job, requests }); // as asked: the form's own words
+      this.#follow(place);
+    } finally {
+      this.#starting.delete(place);
+    }
+  }
+
+  async #start(requests, how) {
     const key = crypto.randomUUID?.() ?? String(Math.random()).slice(2);
     for (let attempt = 1; ; attempt++) {
       try {
-        const job = started(await api.start(requests, key, how));
-        this.#put(place, { ...job, requests }); // as asked: the form's own words
-        this.#follow(place);
-        return;
+        return await api.start(requests, key, how);
       } catch (error) {
         const isFull = error.status === 429 || error.status === 503;
         if (!isFull || attempt === NEW_JOB_TRIES) throw error;
