@@ -70,6 +70,12 @@ export class Mask {
     this.undone = [];
   }
 
+  /** What was done since the last `commit` never was; every step before stays, also those that could be done again. */
+  giveUp() {
+    if (this.open) this.data.set(this.open);
+    this.open = null;
+  }
+
   /** Take the last step back. */
   undo() {
     this.commit();
