@@ -399,6 +399,21 @@ def test_borders_are_painted_beyond_the_edge(visit: Open, studio: Path) -> None:
     assert (made[:64, 16:] == np.asarray(photo())).all()
 
 
+def test_a_reload_keeps_an_extended_picture(visit: Open, studio: Path) -> None:
+    page = visit().go("edit")
+    open_photo(page, studio / "photo.png")
+    page.get_by_text("Paint beyond the edge").click()
+    page.get_by_label("top", exact=True).fill("8")
+    page.get_by_label("top", exact=True).press("Tab")
+    page.get_by_role("button", name="Extend the picture").click()
+    expect(page.get_by_text("64 × 72 · 11.1 % marked")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("64 × 72 · 11.1 % marked")).to_be_visible()
+    page.get_by_role("link", name="Models", exact=True).click()
+    page.get_by_role("link", name="Edit", exact=True).click()
+    expect(page.get_by_text("64 × 72 · 11.1 % marked")).to_be_visible()
+
+
 def test_a_mask_can_be_painted_without_a_mouse(visit: Open, studio: Path) -> None:
     page = visit().go("edit")
     canvas = open_photo(page, studio / "photo.png")

@@ -23,7 +23,7 @@ export class Edit extends View {
 
   constructor() {
     super();
-    this.picture = null; // {id or null while only here, bitmap, mask, width, height}
+    this.picture = null; // {id, bitmap, mask, width, height}
     [this.brush, this.mode, this.isMaskShown, this.zoom] = [24, "brush", true, 1];
     this.over = null; // the result that is looked at instead
     this.border = { left: 0, top: 0, right: 0, bottom: 0 };
@@ -109,7 +109,7 @@ export class Edit extends View {
   keep() {
     const { id, mask } = this.picture;
     try {
-      if (id) sessionStorage.setItem(KEPT, JSON.stringify({ id, runs: mask.runs() }));
+      sessionStorage.setItem(KEPT, JSON.stringify({ id, runs: mask.runs() }));
     } catch {
       // no room: a reload forgets the mask
     }
@@ -148,21 +148,31 @@ export class Edit extends View {
   }
 
   /** Add borders: the picture's edge drawn on, and masked, so that they are made new. */
-  extend() {
-    const { bitmap, mask, width, height } = this.picture;
+  async extend() {
+    const { picture } = this;
+    const { bitmap, mask, width, height } = picture;
     const { left, top, right, bottom } = borders(width, height, this.border);
     if (!(left || top || right || bottom)) return;
-    const canvas = document.createElement("canvas");
-    canvas.width = width + left + right;
-    canvas.height = height + top + bottom;
-    const context = canvas.getContext("2d");
-    context.imageSmoothingEnabled = false;
+    const size = [width + left + right, height + top + bottom];
     const columns = [[0, 1, 0, left], [0, width, left, width], [width - 1, 1, left + width, right]];
     const rows = [[0, 1, 0, top], [0, height, top, height], [height - 1, 1, top + height, bottom]];
-    for (const [sx, sw, x, w] of columns) for (const [sy, sh, y, h] of rows) if (w && h) context.drawImage(bitmap, sx, sy, sw, sh, x, y, w, h);
-    this.before.push(this.picture);
-    this.border = { left: 0, top: 0, right: 0, bottom: 0 };
-    this.put({ id: null, bitmap: canvas, mask: mask.extended(left, top, canvas.width, canvas.height), width: canvas.width, height: canvas.height });
+    this.isWorking = true;
+    try {
+      const blob = await png(...size, (context) => {
+        context.imageSmoothingEnabled = false;
+        for (const [sx, sw, x, w] of columns) for (const [sy, sh, y, h] of rows) if (w && h) context.drawImage(bitmap, sx, sy, sw, sh, x, y, w, h);
+      });
+      const { id } = await api.upload(blob);
+      const wider = await pixels(address(id));
+      if (this.picture !== picture) return; // another one was opened meanwhile
+      this.before.push(picture);
+      this.border = { left: 0, top: 0, right: 0, bottom: 0 };
+      this.put({ id, bitmap: wider, mask: mask.extended(left, top, ...size), width: size[0], height: size[1] });
+    } catch (error) {
+      store.say(error.message, "error");
+    } finally {
+      this.isWorking = false;
+    }
   }
 
   /** The result becomes the picture; the mask starts anew. */
@@ -182,9 +192,8 @@ export class Edit extends View {
     if (!this.picture || store.isBusy("edit") || this.isWorking) return;
     this.isWorking = true;
     try {
-      const { bitmap, mask, width, height } = this.picture;
-      this.picture.id ??= (await api.upload(await png(width, height, (context) => context.drawImage(bitmap, 0, 0)))).id;
-      const extra = { image: { upload: this.picture.id } };
+      const { id, mask, width, height } = this.picture;
+      const extra = { image: { upload: id } };
       if (!mask.isEmpty) {
         const blob = await png(width, height, (context) => context.putImageData(new ImageData(mask.pixels(), width, height), 0, 0));
         extra.mask = { upload: (await api.upload(blob)).id };
@@ -239,7 +248,7 @@ export class Edit extends View {
           <div class="four">
             ${SIDES.map((side) => html`<div class="field"><label for="border-${side}">${side}</label><input id="border-${side}" type="number" min="0" step="8" .value=${typed(String(this.border[side]))} @change=${(event) => (this.border = { ...this.border, [side]: Math.max(0, Math.round(event.target.valueAsNumber) || 0) })} /></div>`)}
           </div>
-          <button type="button" @click=${this.extend}>Extend the picture</button>
+          <button type="button" ?disabled=${this.isWorking} @click=${this.extend}>Extend the picture</button>
         </div>
       </details>
     `;
