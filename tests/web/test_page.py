@@ -414,6 +414,34 @@ def test_a_reload_keeps_an_extended_picture(visit: Open, studio: Path) -> None:
     expect(page.get_by_text("64 × 72 · 11.1 % marked")).to_be_visible()
 
 
+def test_a_result_is_shown_over_its_own_picture_only(visit: Open, studio: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.png").write_bytes(foreign({}))
+    page = visit().go("edit")
+    open_photo(page, studio / "photo.png")
+    page.get_by_label("What it shows instead").fill("a fox")
+    set_more(page, "Steps", "2")
+    page.get_by_role("button", name="Make it again").click()
+    result = page.get_by_role("group", name="Result")
+    result.get_by_role("button", name="Show before").wait_for()
+    page.reload()
+    result.get_by_role("button", name="Show before").wait_for()
+    page.locator("mz-edit input[type=file]").set_input_files(tmp_path / "other.png")
+    expect(result).to_be_hidden()
+    for again in (page.reload, lambda: (page.get_by_role("link", name="Models", exact=True).click(), page.go_back())):
+        again()
+        expect(page.get_by_text("16 × 16")).to_be_visible()
+        page.wait_for_timeout(200)  # for a result that would be drawn over it
+        assert page.evaluate("() => document.querySelector('mz-painter').over") is None
+        expect(result).to_be_hidden()
+    # and one that is put away stays away
+    page.get_by_role("button", name="Make it again").click()
+    result.get_by_role("button", name="Put away").click()
+    expect(result).to_be_hidden()
+    page.reload()
+    expect(page.get_by_text("16 × 16")).to_be_visible()
+    expect(result).to_be_hidden()
+
+
 def test_a_mask_can_be_painted_without_a_mouse(visit: Open, studio: Path) -> None:
     page = visit().go("edit")
     canvas = open_photo(page, studio / "photo.png")

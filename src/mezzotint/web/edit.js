@@ -19,6 +19,7 @@ export class Edit extends View {
   static properties = {
     picture: { state: true }, brush: { state: true }, mode: { state: true }, isMaskShown: { state: true },
     zoom: { state: true }, over: { state: true }, border: { state: true }, isWorking: { state: true },
+    dismissed: { state: true },
   };
 
   constructor() {
@@ -26,6 +27,7 @@ export class Edit extends View {
     this.picture = null; // {id, bitmap, mask, width, height}
     [this.brush, this.mode, this.isMaskShown, this.zoom] = [24, "brush", true, 1];
     this.over = null; // the result that is looked at instead
+    this.dismissed = null; // id of the job whose result belongs to another picture, or was put away
     this.border = { left: 0, top: 0, right: 0, bottom: 0 };
     this.before = []; // pictures that an extension or a result took the place of
     this.isWorking = false;
@@ -36,7 +38,7 @@ export class Edit extends View {
     if (this.picture || store.edited) return;
     try {
       const kept = JSON.parse(sessionStorage.getItem(KEPT));
-      if (kept) this.take(kept.id, null, kept.runs);
+      if (kept) this.take(kept.id, null, kept);
     } catch {
       sessionStorage.removeItem(KEPT);
     }
@@ -60,7 +62,7 @@ export class Edit extends View {
     const finished = stage?.picture ?? (job?.state === "running" ? null : job?.images[0]);
     const frame = job?.previews[job.progress?.number ?? 0]?.at(-1);
     const source = finished?.url ?? (job?.state === "running" ? frame?.data : null) ?? null;
-    if (source === this.shown || this.isDismissed === job?.id) return;
+    if (source === this.shown || this.dismissed === job?.id) return;
     this.shown = source;
     if (!source) {
       this.over = null;
@@ -72,14 +74,14 @@ export class Edit extends View {
     if (this.shown === source) this.over = image;
   }
 
-  /** Take a picture of the gallery or an upload, with a mask if there was one. */
-  async take(id, maskId = null, runs = null) {
+  /** Take a picture of the gallery or an upload, with a mask if there was one, or as it was `kept` over a reload. */
+  async take(id, maskId = null, { runs, dismissed } = {}) {
     try {
       const bitmap = await pixels(address(id));
       const { width, height } = bitmap;
       const mask = runs ? Mask.ofRuns(width, height, runs) : new Mask(width, height);
       if (maskId) mask.data.set(await maskBytes(address(maskId), width, height));
-      this.put({ id, bitmap, mask, width, height }, { isReload: runs !== null });
+      this.put({ id, bitmap, mask, width, height }, dismissed);
     } catch (error) {
       sessionStorage.removeItem(KEPT);
       store.say(error.message, "error");
@@ -96,9 +98,9 @@ export class Edit extends View {
     }
   }
 
-  put(picture, { isReload = false } = {}) {
-    this.picture = picture;
-    this.isDismissed = isReload ? null : store.jobs.edit?.id;
+  /** Show a picture; what the last job made was made of another one, unless `dismissed` says what was put away. */
+  put(picture, dismissed = store.jobs.edit?.id ?? null) {
+    [this.picture, this.dismissed] = [picture, dismissed];
     [this.over, this.shown] = [null, null];
     const side = Math.min(picture.width, picture.height);
     this.brush = Math.max(1, Math.min(this.brush, Math.round(side / 2)));
@@ -109,7 +111,7 @@ export class Edit extends View {
   keep() {
     const { id, mask } = this.picture;
     try {
-      sessionStorage.setItem(KEPT, JSON.stringify({ id, runs: mask.runs() }));
+      sessionStorage.setItem(KEPT, JSON.stringify({ id, runs: mask.runs(), dismissed: this.dismissed }));
     } catch {
       // no room: a reload forgets the mask
     }
@@ -198,7 +200,6 @@ export class Edit extends View {
         const blob = await png(width, height, (context) => context.putImageData(new ImageData(mask.pixels(), width, height), 0, 0));
         extra.mask = { upload: (await api.upload(blob)).id };
       }
-      this.isDismissed = null;
       await store.run("edit", [toRequest(store.editForm, extra)]);
     } catch (error) {
       store.say(error.message, "error");
@@ -313,13 +314,13 @@ export class Edit extends View {
 
   outcome() {
     const job = store.jobs.edit;
-    const isFinished = job?.images.length && this.isDismissed !== job.id && !store.isBusy("edit");
+    const isFinished = job?.images.length && this.dismissed !== job.id && !store.isBusy("edit");
     return html`
       ${isFinished
         ? html`<div class="row actions" role="group" aria-label="Result">
             <button type="button" aria-pressed=${String(!this.over)} @click=${() => (this.over ? (this.over = null) : ((this.shown = null), this.look()))}>${this.over ? "Show before" : "Show after"}</button>
             <button type="button" class="strong" @click=${this.accept}>${icon("check")} Go on with this</button>
-            <button type="button" @click=${() => { this.isDismissed = job.id; this.over = null; }}>${icon("clear")} Put away</button>
+            <button type="button" @click=${() => { [this.dismissed, this.over] = [job.id, null]; this.keep(); }}>${icon("clear")} Put away</button>
           </div>`
         : nothing}
       <mz-stage bare place="edit" width=${this.picture.width} height=${this.picture.height} @shown=${() => this.requestUpdate()}></mz-stage>
