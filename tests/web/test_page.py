@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from mezzotint.images import read_metadata
 from web.conftest import Open, Visit, photo, serving
@@ -777,6 +777,50 @@ def test_a_finished_picture_is_explained_by_another_model(visit: Open) -> None:
     page.get_by_label("Model", exact=True).select_option("another")
     page.get_by_role("button", name="Make it and explain it").click()
     expect(page.locator("mz-story .facts").first).to_contain_text("another")
+    # and a picture by the model that made it, whichever is loaded
+    before = job(opened, "explain")
+    opened.go("gallery")
+    page.get_by_role("list", name="Pictures").get_by_role("button").first.click()
+    with page.expect_request("**/api/v1/jobs") as sent:
+        page.get_by_role("dialog", name="Picture").get_by_role("button", name="Explain", exact=True).click()
+    others = {one["name"]: one["id"] for one in got(opened, "/models")["models"]}
+    assert json.loads(sent.value.post_data or "")["model"] == others["another"]
+    while (now := job(opened, "explain"))["id"] == before["id"] or now["state"] != "done":
+        page.wait_for_timeout(50)
+    assert (picture(opened, before["images"][0]["url"]) == picture(opened, now["images"][0]["url"])).all()
+
+
+def test_a_picture_made_from_one_that_is_gone_is_not_made_from_nothing(visit: Open, studio: Path) -> None:
+    opened = visit()
+    page = opened.go("edit")
+    open_photo(page, studio / "photo.png")
+    page.get_by_label("What it shows instead").fill("a fox of the photo")
+    set_more(page, "Steps", "2")
+    page.get_by_role("button", name="Make it again").click()
+    page.get_by_role("button", name="Go on with this").wait_for()
+
+    def a_day_later(route: Route) -> None:
+        """What the server answers once the upload is no longer kept."""
+        answer = route.fetch()
+        found = answer.json()
+        found["request"]["image"] = {"sha256": found["record"]["parents"][0]}
+        route.fulfill(response=answer, json=found)
+
+    page.route(f"**/api/v1/images/{job(opened, 'edit')['images'][0]['id']}", a_day_later)
+    asked: list[str] = []
+    page.on("request", lambda one: asked.append(one.url) if one.url.endswith("/jobs") else None)
+    opened.go("gallery")
+    page.get_by_label("Search in prompts").fill("fox of the photo")
+    found = page.get_by_role("list", name="Pictures").get_by_role("button")
+    expect(found).to_have_count(1)
+    found.click()
+    dialog = page.get_by_role("dialog", name="Picture")
+    for name in ("Reuse all", "Explain"):
+        dialog.get_by_role("button", name=name, exact=True).click()
+        expect(page.get_by_text("What this picture was made from is no longer here").last).to_be_visible()
+        page.get_by_role("button", name="Dismiss").evaluate_all("(all) => all.forEach((one) => one.click())")
+    expect(dialog).to_be_visible()
+    assert asked == []
 
 
 # Everybody

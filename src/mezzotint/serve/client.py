@@ -48,10 +48,11 @@ def decoded(text: str, name: str) -> bytes:
         raise HTTPException(400, f"{name}: this is not base64") from None
 
 
-async def ended(request: Request, job: Job) -> None:
+async def ended(request: Request, job: Job, *, may_be_partial: bool = False) -> None:
     """Wait until the job has ended; if the client goes away before, cancel it within one step.
 
-    Raises: HTTPException if the job failed, Unavailable if the server was ended first.
+    Raises: HTTPException if the job failed, or was cancelled by somebody else unless the caller takes what there is;
+        Unavailable if the server was ended first.
     """
     hub = hub_of(request)
     waiting = asyncio.create_task(job.ended.wait())
@@ -68,6 +69,8 @@ async def ended(request: Request, job: Job) -> None:
                 await task
         if not job.ended.is_set():
             await hub.cancel(job)
+    if job.state == "cancelled" and not may_be_partial:
+        raise HTTPException(409, "the job was cancelled")
     if job.error is not None:
         code, detail = job.error["code"], job.error["detail"]
         if code == "interrupted":

@@ -74,6 +74,7 @@ class Job:
     bands: Bands[Picture] | None = None  # the pixels, while they are decoded
     watching: "Watching | None" = None  # what is seen of a picture that is explained
     telling: "Telling[Story] | None" = None  # its story, while it is told
+    is_skipped: bool = False  # the picture that is under way is not wanted any more
 
     @property
     def total(self) -> int:
@@ -112,9 +113,7 @@ class Engine:
                     self._end(job, "cancelled")
             case "skip":
                 if (job := self.jobs.get(head["job"])) is not None:
-                    self._advance(job)
-                    if job.ending is not None:
-                        self._end(job, job.ending)
+                    job.is_skipped = True  # its next turn goes on; what could fail there fails as in any turn
             case other:
                 log.error("unknown command %r", other)
 
@@ -124,13 +123,11 @@ class Engine:
         if name is None:
             return
         began = time.monotonic()
-        names = [name]
-        is_merged = 0 < self._rows(name) <= self.merge_rows and can_merge(self._asked(self.jobs[name]))
-        if is_merged:
-            names = self.batcher.group(self._kind, self._rows, self.merge_rows)
-        jobs = [self.jobs[name] for name in names]
+        jobs = [self.jobs[name]]
         try:
-            if is_merged:
+            is_small = 0 < self._rows(name) <= self.merge_rows
+            if is_small and not jobs[0].is_skipped and can_merge(self._asked(jobs[0])):
+                jobs = [self.jobs[name] for name in self.batcher.group(self._kind, self._rows, self.merge_rows)]
                 self._merged(jobs)
             else:
                 self._alone(jobs[0])
@@ -138,7 +135,7 @@ class Engine:
             for job in jobs:
                 self._fail(job, error)
         seconds = time.monotonic() - began
-        self.batcher.charge(names, seconds)
+        self.batcher.charge([job.id for job in jobs], seconds)
         for job in jobs:
             job.busy += seconds / len(jobs)
             if job.ending is not None:
@@ -149,6 +146,9 @@ class Engine:
     def _alone(self, job: Job) -> None:
         if job.image < 0:
             self._begin(job)
+        elif job.is_skipped:
+            job.is_skipped = False
+            self._advance(job)
         elif job.telling is not None:
             self._tell(job)
         elif job.asked is None:
@@ -159,7 +159,10 @@ class Engine:
     def _merged(self, jobs: list[Job]) -> None:
         asked = [self._asked(job) for job in jobs]
         for job, x0 in zip(jobs, merged(asked, self.merge_rows), strict=True):
-            self._answer(job, x0)
+            try:
+                self._answer(job, x0)
+            except Exception as error:  # of this job alone: the others have been asked, and are answered
+                self._fail(job, error)
 
     def _begin(self, job: Job) -> None:
         """Read the prompts of the next request, and draw the first noise."""
@@ -248,15 +251,18 @@ class Engine:
         self.say({"is": "loading", "model": head["model"]})
         self.system = None
         try:
-            kernels = head.get("kernels") or "auto"  # as before the engine broke down: never timed twice
-            how = {name: head.get(name, "auto") for name in ("dtype", "device", "weights")}
-            system = load(head["path"], kernels=kernels, **how)
-        except (MezzotintError, OSError, RuntimeError, MemoryError) as error:
+            self._loaded(head)
+        except Exception as error:
             is_told = isinstance(error, MezzotintError)
             log.error("model %s cannot be loaded: %s", head["path"], error, exc_info=not is_told)
             detail = str(error) if is_told else "the file cannot be loaded"
+            self.system = None
             self.say({"is": "unloadable", "model": head["model"], "detail": detail})
-            return
+
+    def _loaded(self, head: dict[str, Any]) -> None:  # Any: JSON
+        kernels = head.get("kernels") or "auto"  # as before the engine broke down: never timed twice
+        how = {name: head.get(name, "auto") for name in ("dtype", "device", "weights")}
+        system = load(head["path"], kernels=kernels, **how)
         system.place = system.place._replace(source=head["name"], name=head["name"])  # no path of ours in pictures
         system.start_hashing()
         self.system = system

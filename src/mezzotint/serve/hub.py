@@ -5,6 +5,8 @@ Everything here happens in one thread, the event loop's; only files and the inde
 
 import asyncio
 import json
+import logging
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any  # Any: JSON
@@ -22,6 +24,9 @@ from mezzotint.serve.works import Settings, Works, links, story_of
 
 NEWS_EVERY_S = 0.5
 EXPIRE_EVERY_S = 60.0
+
+
+log = logging.getLogger(__name__)
 
 
 class Unavailable(Exception):
@@ -178,11 +183,14 @@ class Hub(Works):
     async def switch(self, name: str) -> None:
         """Make another model the one that jobs get which ask for none, and load it.
 
-        Raises: RequestError if there is none of that name; Unavailable while another one is being loaded.
+        Raises: RequestError if there is none of that name; Unavailable while another one is being loaded, or the
+        server is being shut down.
         """
         entry = self.shelf.find(name)
         if entry is None:
             raise RequestError(f"there is no model {name!r}")
+        if self.state == "draining":
+            raise Unavailable("draining", "the server is being shut down", 30)
         if self._loading is not None:
             raise Unavailable("busy", "another model is being loaded", 5)
         self.entry = entry
@@ -263,4 +271,7 @@ class Hub(Works):
             old = time.time() - JOBS_S
             for job in [job for job in self.jobs.values() if job.finished is not None and job.finished < old]:
                 self.jobs.pop(job.id, None)
-            await self.on_disk(self.store.expire)
+            try:
+                await self.on_disk(self.store.expire)
+            except (OSError, sqlite3.Error):
+                log.exception("what is too old could not be deleted; it is tried again")

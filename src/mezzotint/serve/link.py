@@ -80,26 +80,36 @@ class Link:
         loop, deaths = asyncio.get_running_loop(), 0
         while True:
             started = loop.time()
-            self._process = await asyncio.create_subprocess_exec(
-                *self.command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=MAX_LINE,
-                env={**os.environ, **ENVIRONMENT, **self.environment},
-                start_new_session=os.name == "posix",  # Ctrl-C is for the server, which ends its engine in order
-            )
-            process = self._process
             try:
-                await self.began()
-                await self._listen(process)
-            finally:
-                if self._process is process and process.returncode is None and not self._is_closing():
-                    process.kill()
-            code = await process.wait()
+                code = await self._live()
+                log.error("the engine has ended with code %d; it is started again", code)
+            except Exception:  # whatever it was, somebody has to go on looking after the engine
+                log.exception("the engine could not be looked after; it is started again")
             deaths = 1 if loop.time() - started > STEADY_S else deaths + 1
-            log.error("the engine has ended with code %d; it is started again", code)
-            await self.died()
+            try:
+                await self.died()
+            except Exception:
+                log.exception("the end of the engine could not be dealt with")
             await asyncio.sleep(RESTART_S[min(deaths, len(RESTART_S)) - 1])
+
+    async def _live(self) -> int:
+        """One engine, from its start to its end; its exit code."""
+        self._process = await asyncio.create_subprocess_exec(
+            *self.command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=MAX_LINE,
+            env={**os.environ, **ENVIRONMENT, **self.environment},
+            start_new_session=os.name == "posix",  # Ctrl-C is for the server, which ends its engine in order
+        )
+        process = self._process
+        try:
+            await self.began()
+            await self._listen(process)
+        finally:
+            if self._process is process and process.returncode is None and not self._is_closing():
+                process.kill()
+        return await process.wait()
 
     def _is_closing(self) -> bool:
         return self._keeper is not None and self._keeper.cancelling() > 0

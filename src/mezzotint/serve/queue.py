@@ -19,6 +19,7 @@ DECODING = 2.0  # evaluations that decoding costs: a VAE goes over 64 times as m
 TOLD = 3.0  # times the cost of a picture that is explained: its estimates are decoded, too, and it goes back and forth
 MEMORY = 0.8  # of the learnt rate, after every job
 LONGEST_RETRY_S = 120  # clients do not wait longer
+MOST = 1000  # jobs that wait, however small: each is told its place whenever that changes
 SMALL = 4  # a job this many times smaller than what is running does not wait for a free place
 
 
@@ -87,6 +88,8 @@ class Queue:
 
         Raises: Full.
         """
+        if len(self.waiting) >= MOST:
+            raise Full(max(1, min(LONGEST_RETRY_S, math.ceil(cost * (self.seconds_per_cost or 0)))))
         held = self.held
         if held and held + cost > self.capacity:
             over = min(held, held + cost - self.capacity) * (self.seconds_per_cost or 0)
@@ -142,8 +145,18 @@ class Queue:
 
         `done` is the share of every running job that is finished.
         """
-        order = [ticket.job for ticket in self.order()]
-        before = order.index(job) if job in order else 0
-        ahead = sum(t.cost * (1 - done.get(t.job, 0)) for t in self.running.values())
-        ahead += sum(self.waiting[name].cost for name in order[: before + 1] if job in order)
-        return before, None if self.seconds_per_cost is None else ahead * self.seconds_per_cost
+        return self.places_of(done).get(job) or (0, self._seconds(self._left(done)))
+
+    def places_of(self, done: Mapping[str, float]) -> dict[str, tuple[int, float | None]]:
+        """`place` of everything that waits, next one first."""
+        ahead, found = self._left(done), dict[str, tuple[int, float | None]]()
+        for before, ticket in enumerate(self.order()):
+            ahead += ticket.cost
+            found[ticket.job] = (before, self._seconds(ahead))
+        return found
+
+    def _left(self, done: Mapping[str, float]) -> float:
+        return sum(ticket.cost * (1 - done.get(ticket.job, 0)) for ticket in self.running.values())
+
+    def _seconds(self, cost: float) -> float | None:
+        return None if self.seconds_per_cost is None else cost * self.seconds_per_cost

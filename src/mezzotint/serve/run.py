@@ -89,9 +89,8 @@ def serve(first: str, place: Place, said: Callable[[str], None]) -> None:
             f"{place.host} can be reached from other machines: give a key with --key (or MEZZOTINT_KEY), "
             "or listen on 127.0.0.1"
         )
-    store = Store(place.gallery)
-    hub = Hub(store, Shelf(first, place.models), place.settings)
-    listening = _listening(place.host, place.port)
+    listening = _listening(place.host, place.port)  # before the gallery is opened: nothing of it changes if it cannot
+    hub = Hub(Store(place.gallery), Shelf(first, place.models), place.settings)
     port = listening.getsockname()[1]
     access = Access(
         key=place.key,

@@ -6,6 +6,7 @@
     FOLDER/thumbs/p_….webp              made again where they are missing
     FOLDER/stories/j_….json             how pictures came about, each for an hour, the latest few
     FOLDER/index.sqlite3                can be deleted: `reindex` makes it again from the files
+    FOLDER/in-use.lock                  held by the one process that has the folder
 
 A file appears whole or not at all, and before its row does. Opening sweeps what a crash left: drafts, rows without
 files, files without rows. File names are made of ids alone, and links are not followed.
@@ -21,15 +22,20 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
+
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None
 
 from mezzotint.errors import MezzotintError, RequestError
 from mezzotint.images import open_image, read_metadata
 from mezzotint.serve.ids import is_id, moment_of, new_id
 from mezzotint.serve.thumbs import thumbnail
-from mezzotint.storage import atomic
+from mezzotint.storage import atomic, sweep
 
-INDEX = "index.sqlite3"
+INDEX, LOCK = "index.sqlite3", "in-use.lock"
 PASSING_S, UPLOADS_S, JOBS_S = 3600.0, 86400.0, 3600.0
 MAX_FOUND = 200
 MAX_STORIES = 32
@@ -64,6 +70,21 @@ class Found(NamedTuple):
     total: int
 
 
+def held(path: Path) -> IO[str]:
+    """The file, held by this process until it is closed or the process ends; where locks are (POSIX).
+
+    Raises: BlockingIOError if another one holds it.
+    """
+    file = path.open("a")
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise
+    return file
+
+
 class Store:
     """The folder and its index. Every method may be called from any thread; they take turns."""
 
@@ -74,15 +95,25 @@ class Store:
         try:
             for name in ("pictures", "passing", "uploads", "thumbs", "stories"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
-            self._database = self._opened()
+            self._held = held(folder / LOCK)
+        except BlockingIOError:
+            raise RequestError(
+                f"gallery {str(folder)!r} is in use by another server; stop that first, or take another --gallery"
+            ) from None
         except OSError as error:
             raise RequestError(f"gallery {str(folder)!r} cannot be written to: {error.strerror or error}") from None
-        self.sweep()
+        try:
+            self._database = self._opened()
+            self.sweep()
+        except BaseException:
+            self._held.close()
+            raise
 
     def close(self) -> None:
         """Write what is pending and let go of the index."""
         with self._lock:
             self._database.close()
+            self._held.close()
 
     # pictures
 
@@ -252,15 +283,17 @@ class Store:
 
     def sweep(self) -> None:
         """Make folder and index agree, and mark jobs that a crash interrupted."""
-        for draft in self.folder.rglob(".*.tmp"):
-            draft.unlink(missing_ok=True)
+        sweep(self.folder)
         files = {path.stem: path for path in self._picture_files()}
         rows = {row["id"]: row for row in self._rows("SELECT id, kept FROM pictures")}
         with self._changed() as database:
             gone = [(name,) for name in rows if name not in files]
             database.executemany("DELETE FROM pictures WHERE id = ?", gone)
-            uploads = {path.stem for path in (self.folder / "uploads").glob("u_*.png")}
-            lost = [(r["id"],) for r in self._rows("SELECT id FROM uploads") if r["id"] not in uploads]
+            uploads = {path.stem: path for path in (self.folder / "uploads").glob("u_*.png")}
+            known = {row["id"] for row in self._rows("SELECT id FROM uploads")}
+            for name in uploads.keys() - known:
+                uploads[name].unlink(missing_ok=True)
+            lost = [(name,) for name in known - uploads.keys()]
             database.executemany("DELETE FROM uploads WHERE id = ?", lost)
             error = json.dumps({"code": "interrupted", "detail": "the server was ended in between", "retryable": True})
             database.execute(f"UPDATE jobs SET state = 'failed', error = ? WHERE state IN {UNFINISHED}", (error,))

@@ -3,7 +3,7 @@
 import io
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mezzotint.errors import RequestError
 from mezzotint.images import FORMATS, encode, open_image, read_metadata
@@ -72,7 +72,7 @@ def recoded(png: bytes, kind: str, *, quality: int = 95) -> bytes:
 
 def _alpha(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return image.convert("RGBA").getchannel("A")
+        return ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
 
 
 def _saved(image: Image.Image, kind: str, **options: int) -> bytes:

@@ -6,6 +6,7 @@ The engine may die at any time: jobs that ran then fail and say so, jobs that wa
 import asyncio
 import base64
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,7 @@ class Works:
         self._loading: str | None = None
         self._is_up = False  # whether the engine has said hello
         self._failures = 0
+        self._fatal: str | None = None  # the model that was being loaded when the engine ended last
         self._kernels: dict[str, object] = {}  # by model: what was chosen when it was loaded first
         self._news = asyncio.Event()
 
@@ -80,10 +82,14 @@ class Works:
 
     async def _died(self) -> None:
         """Jobs that ran are lost with the engine; the rest waits for the next one."""
-        self._is_up, self._loading, self.model = False, None, None
-        if self.state != "draining":
-            self._turn("loading")
+        loading, self._loading = self._loading, None
+        self._is_up, self.model = False, None
+        self._turn("loading")
         self.metrics.engine_deaths.inc()
+        if loading is not None and loading == self._fatal:  # twice in a row: it is not tried again by itself
+            log.error("model %s ended the engine twice while it was loaded", loading)
+            await self._unloadable({"model": loading})
+        self._fatal = loading
         for job in self._running():
             await self._end(
                 job, "failed", code="engine_restarted", detail="the engine broke down; try again", again=True
@@ -103,7 +109,8 @@ class Works:
         match head["is"]:
             case "hello":
                 self._is_up = True
-                await self._load(self.entry)
+                if self.state != "failed":  # else it waits for another model
+                    await self._load(self.entry)
             case "loading":
                 pass
             case "loaded":
@@ -243,21 +250,23 @@ class Works:
         if job.keep == "memory":
             self.jobs.pop(job.id, None)
         else:
-            await self.on_disk(lambda: self.store.end_job(job.id, how, job.error))
+            try:
+                await self.on_disk(lambda: self.store.end_job(job.id, how, job.error))
+            except (OSError, sqlite3.Error):  # the disk is full: the job has ended all the same
+                log.exception("the end of job %s could not be written down", job.id)
             self._forget()
         self._say_places()
         await self._dispatch()
 
     async def _load(self, entry: Entry) -> None:
         self._loading = entry.id
-        if self.state != "draining":
-            self._turn("loading")
+        self._turn("loading")
         head: dict[str, object] = {"do": "load", "model": entry.id, "path": entry.path, "name": entry.name}
         head |= {"kernels": self._kernels.get(entry.id), "weights": self.settings.weights}
         await self.link.tell({**head, "dtype": self.settings.dtype, "device": self.settings.device})
 
     async def _loaded(self, head: dict[str, Any]) -> None:  # Any: JSON
-        self._loading = None
+        self._loading = self._fatal = None
         entry = self.shelf.find(head["model"])
         told = {key: head[key] for key in ("preset", "title", "dtype", "device", "needs", "defaults", "room")}
         self.model = {"id": head["model"], "name": entry.name if entry else "?", **told}
@@ -265,8 +274,7 @@ class Works:
         self.defaults = Defaults(**{key: value for key, value in head["defaults"].items() if key != "spacing"})
         self.queue.capacity = self.settings.queue * cost(Request(), self.defaults)
         self.metrics.loaded(self.model)
-        if self.state != "draining":
-            self._turn("ready")
+        self._turn("ready")
         await self._dispatch()
 
     async def _unloadable(self, head: dict[str, Any]) -> None:  # Any: JSON
@@ -294,16 +302,17 @@ class Works:
         return [job for job in self.jobs.values() if job.state == "running"]
 
     def _turn(self, state: str) -> None:
-        self.state = state
+        """Be in another state; a server that is being shut down stays in that."""
+        if self.state != "draining":
+            self.state = state
         self._tell()
 
     def _say_places(self) -> None:
         """Tell every job that waits where it is now."""
         done = {job.id: job.fraction for job in self._running()}
-        for ticket in self.queue.order():
-            position, seconds = self.queue.place(ticket.job, done)
+        for name, (position, seconds) in self.queue.places_of(done).items():
             data = {"position": position, "seconds_left": seconds}
-            log_ = self.jobs[ticket.job].log
+            log_ = self.jobs[name].log
             if (log_.latest("queued") or {}).get("position") != position:
                 log_.add("queued", data)
         self._tell()

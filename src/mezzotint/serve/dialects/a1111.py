@@ -72,7 +72,7 @@ async def _answered(
         keep="gallery" if body.save_images else "memory",
     )
     try:
-        await ended(request, job)
+        await ended(request, job, may_be_partial=True)  # as the web UI does after an interrupt
     except HTTPException as error:
         if error.status_code == 400:
             raise HTTPException(422, error.detail) from None

@@ -255,7 +255,7 @@ async def _answered(
         return StreamingResponse(lines, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
     await ended(request, job)
     file_kind = (body.output_format or "png").upper()
-    quality = body.output_compression or 95
+    quality = 95 if body.output_compression is None else body.output_compression
     if body.response_format == "file":
         png = await hub.png(job.made[0])
         one = await asyncio.to_thread(recoded, png, file_kind, quality=quality)
