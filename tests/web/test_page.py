@@ -182,6 +182,23 @@ def test_copied_command_makes_the_same_request(visit: Open) -> None:
     assert "mezzotint.generate(" in page.evaluate("() => navigator.clipboard.readText()")
 
 
+def test_what_is_said_to_be_copied_was_copied(visit: Open) -> None:
+    """As over http on another machine, where there is no clipboard to write to; also out of a dialog."""
+    opened = visit()
+    opened.page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined });")
+    made_alone(opened, {"prompt": "a fox", "steps": 1})
+    page = opened.go("gallery")
+    page.evaluate("() => addEventListener('copy', () => (window.copied = document.activeElement.value))")
+    page.get_by_role("list", name="Pictures").get_by_role("button").first.click()
+    dialog = page.get_by_role("dialog", name="Picture")
+    dialog.get_by_role("button", name="Copy as command").click()
+    expect(page.get_by_text("Command copied")).to_be_visible()
+    assert page.evaluate("() => window.copied").startswith("mezzotint generate 'a fox'")
+    page.evaluate("() => (document.execCommand = () => false)")
+    dialog.get_by_role("button", name="Copy as Python").click()
+    expect(page.get_by_text("Python not copied")).to_be_visible()
+
+
 # a reload
 
 

@@ -97,16 +97,17 @@ export function tool(name, label, act, { isPressed, isDisabled = false, keys } =
   </button>`;
 }
 
-/** Put text on the clipboard and say so; where a browser forbids it, the text is selected instead. */
+/** Put text on the clipboard and say whether it is there; without https the old way is left, from within the dialog. */
 export async function copy(text, what) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
     const area = Object.assign(document.createElement("textarea"), { value: text, className: "off-screen" });
-    document.body.append(area);
+    (document.querySelector("dialog[open]") ?? document.body).append(area);
     area.select();
-    document.execCommand("copy");
+    const isCopied = document.execCommand("copy");
     area.remove();
+    if (!isCopied) return store.say(`${what} not copied: the browser does not allow it on this page`, "error");
   }
   store.say(`${what} copied`);
 }
