@@ -675,6 +675,20 @@ def made_alone(visit: Visit, request: dict[str, object]) -> Pixels:
     return picture(visit, got(visit, f"/jobs/{identity}")["images"][0]["url"])
 
 
+def test_a_table_keeps_its_own_labels_beside_another_tab(visit: Open) -> None:
+    opened = visit()
+    pages = [opened.go("compare"), opened.context.new_page()]
+    pages[1].goto(f"{opened.address}/#compare")
+    for page, values in zip(pages, ("2, 3", "4, 5"), strict=True):
+        page.get_by_label("Prompt", exact=True).fill("a red fox")
+        page.get_by_label("Values").first.fill(values)
+        page.get_by_role("button", name="Make 2 pictures").click()
+        expect(page.locator("td button")).to_have_count(2)
+    pages[0].reload()
+    expect(pages[0].locator("td button")).to_have_count(2)
+    expect(pages[0].get_by_role("columnheader")).to_have_text(["steps 2", "steps 3"])
+
+
 def test_a_prompt_matrix_has_every_combination(visit: Open) -> None:
     opened = visit()
     page = opened.go("compare")

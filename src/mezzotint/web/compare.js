@@ -58,9 +58,9 @@ export class Compare extends View {
     const plan = this.plan();
     if (!plan || store.isBusy("compare")) return;
     try {
-      const { requests, ...table } = plan;
-      await store.run("compare", requests);
-      this.set({ table: { ...table, base: { ...toRequest(store.form), seed: requests[0].seed } } });
+      const { requests, ...shape } = plan;
+      const table = { ...shape, base: { ...toRequest(store.form), seed: requests[0].seed } };
+      await store.run("compare", requests, {}, { table });
       reveal(this);
     } catch (error) {
       store.say(error.message, "error");
@@ -136,11 +136,10 @@ export class Compare extends View {
 
   result() {
     const job = store.jobs.compare;
-    const { table } = store.compare;
-    if (!job || !table || table.columns * table.rows !== job.requests.length) {
+    if (!job?.table) {
       return html`<div class="invitation"><mz-grain></mz-grain><p><b>Side by side.</b><span>One seed, one prompt, and only what you vary differs.</span></p></div>`;
     }
-    const { x, y, columns, rows, base } = table;
+    const { x, y, columns, rows, base } = job.table;
     const isDone = !store.isBusy("compare");
     const defaults = store.server?.model?.defaults ?? { width: 1, height: 1 };
     const made = job.images.length;
@@ -186,7 +185,7 @@ export class Compare extends View {
   /** The whole table as one labelled PNG that tells how each cell was made. */
   async export() {
     const job = store.jobs.compare;
-    const { x, y, columns, rows, base } = store.compare.table;
+    const { x, y, columns, rows, base } = job.table;
     this.isSaving = true;
     try {
       const bitmaps = [];

@@ -122,15 +122,16 @@ class Store extends EventTarget {
   }
 
   /**
-   * Start a job in a place; `how` are fields of the job besides its requests. A full queue is waited for, as long as
-   * the server says; while the answer is awaited, another press starts nothing. Throws what the server says.
+   * Start a job in a place; `how` are fields of the job besides its requests, `kept` is what the page keeps with it.
+   * A full queue is waited for, as long as the server says; while the answer is awaited, another press starts nothing.
+   * Throws what the server says.
    */
-  async run(place, requests, how = {}) {
+  async run(place, requests, how = {}, kept = {}) {
     if (this.#starting.has(place)) return;
     this.#starting.add(place);
     try {
       const job = started(await this.#start(requests, how));
-      this.#put(place, { ...job, requests }); // as asked: the form's own words
+      this.#put(place, { ...job, ...kept, requests }); // as asked: the form's own words
       this.#follow(place);
     } finally {
       this.#starting.delete(place);
