@@ -5,6 +5,7 @@ import io
 import json
 import shlex
 import urllib.request
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, Request, Route, expect
 
 from mezzotint.images import read_metadata
 from web.conftest import Open, Visit, photo, serving
@@ -127,6 +128,20 @@ def test_two_presses_start_one_job(visit: Open) -> None:
         page.get_by_role("button", name="Make the picture").click()
     assert len(started) == 2, "one for the first two presses, and one for the third"
     done(page)
+
+
+def test_what_changes_the_cost_asks_for_it_again(visit: Open) -> None:
+    page = visit().go("explain")
+
+    def priced(word: str) -> Callable[[Request], bool]:
+        return lambda one: one.url.endswith("/estimate") and word in (one.post_data or "")
+
+    with page.expect_request(priced('"steps":7')):
+        prompt(page, "a fox", 7)
+    with page.expect_request(priced('"guidance":1')):
+        set_more(page, "Guidance", "1")
+    with page.expect_request(priced('"model":')):
+        page.get_by_label("Model", exact=True).select_option("another")
 
 
 def test_stop_takes_effect_midway(visit: Open) -> None:

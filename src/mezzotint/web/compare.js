@@ -4,7 +4,7 @@ import "./form.js";
 import * as api from "./api.js";
 import * as axes from "./axes.js";
 import { asGridCommand } from "./commands.js";
-import { action } from "./form.js";
+import { Price, action } from "./form.js";
 import { withTexts } from "./png.js";
 import { duration, toRequest } from "./request.js";
 import { drawSheet } from "./sheet.js";
@@ -19,11 +19,12 @@ const FIELDS = {
 const AT_ONCE = 8; // records fetched together for a sheet
 
 export class Compare extends View {
-  static properties = { cost: { state: true }, cell: { state: true }, isSaving: { state: true } };
+  static properties = { cell: { state: true }, isSaving: { state: true } };
+  price = new Price(this);
 
   constructor() {
     super();
-    [this.cost, this.cell, this.isSaving] = [null, innerWidth < 600 ? 88 : 160, false];
+    [this.cell, this.isSaving] = [innerWidth < 600 ? 88 : 160, false];
   }
 
   set(patch) {
@@ -69,30 +70,15 @@ export class Compare extends View {
 
   updated() {
     const plan = this.plan();
-    const shape = plan && JSON.stringify([plan.requests.map(({ seed, ...rest }) => rest), store.server?.model?.id]);
-    if (shape === this.priced || !store.server?.model) return;
-    this.priced = shape;
-    clearTimeout(this.pricing);
-    this.cost = null;
-    if (!plan) return;
-    this.pricing = setTimeout(async () => {
-      try {
-        this.cost = await api.estimate(plan.requests);
-      } catch (error) {
-        this.cost = null;
-        this.refused = error.message;
-        this.requestUpdate();
-        return;
-      }
-      this.refused = null;
-    }, 400);
+    this.price.ask(plan?.requests, plan?.requests.map(({ seed, ...rest }) => rest));
   }
 
   render() {
     const plan = this.plan();
     const n = plan?.requests.length ?? 0;
-    const cost = this.cost?.seconds ? `, about ${duration(this.cost.seconds)}` : "";
-    const wrong = this.wrong ?? this.refused;
+    const { cost, refused } = this.price;
+    const time = cost?.seconds ? `, about ${duration(cost.seconds)}` : "";
+    const wrong = this.wrong ?? refused;
     const { mode, x, y } = store.compare;
     return html`
       <h1 class="off-screen" tabindex="-1">Compare</h1>
@@ -108,7 +94,7 @@ export class Compare extends View {
           : html`<p class="note">Parts of the prompt after a <b>|</b> are left in and out, in every combination.</p>`}
         ${wrong ? html`<p class="note is-error" id="wrong" role="status">${wrong}</p>` : nothing}
         <mz-form name="form" use="compare"></mz-form>
-        ${action({ place: "compare", label: n ? `Make ${n} pictures` : "Make the pictures", start: this.make, isDisabled: !n || store.server?.state !== "ready", note: n ? `${n} pictures${cost}` : "" })}
+        ${action({ place: "compare", label: n ? `Make ${n} pictures` : "Make the pictures", start: this.make, isDisabled: !n || store.server?.state !== "ready", note: n ? `${n} pictures${time}` : "" })}
       </form>
       <section class="result" aria-label="Comparison">${this.result()}</section>
     `;

@@ -3,7 +3,7 @@
 import "./form.js";
 import "./stage.js";
 import * as api from "./api.js";
-import { action } from "./form.js";
+import { Price, action } from "./form.js";
 import { actions } from "./picture.js";
 import { duration, toRequest } from "./request.js";
 import { store } from "./store.js";
@@ -11,12 +11,7 @@ import { View, icon, reveal } from "./ui.js";
 import { html, nothing } from "./vendor/lit.js";
 
 export class Create extends View {
-  static properties = { cost: { state: true } };
-
-  constructor() {
-    super();
-    this.cost = null;
-  }
+  price = new Price(this);
 
   /** What the model cannot do without, and what the request therefore holds besides the form. */
   get needs() {
@@ -86,24 +81,8 @@ export class Create extends View {
       this.seenSeedOf = job.id;
       if (!store.form.isSeedKept) store.fill("form", { seed });
     }
-    this.price();
-  }
-
-  /** What the request would cost, asked once it has been left alone for a moment. */
-  price() {
-    const { request } = this;
-    if (this.lack) return;
-    const asked = JSON.stringify([request.width, request.height, request.count, request.steps, request.sampler, store.server?.model?.id]);
-    if (asked === this.priced || !store.server?.model) return;
-    this.priced = asked;
-    clearTimeout(this.pricing);
-    this.pricing = setTimeout(async () => {
-      try {
-        this.cost = await api.estimate([request], this.how);
-      } catch {
-        this.cost = null; // what is wrong is said when it is asked for
-      }
-    }, 400);
+    const { request } = this; // what is refused is said when it is asked for
+    if (!this.lack) this.price.ask([request], { ...request, seed: 0, prompt: "", negative: "" }, this.how);
   }
 
   render() {
@@ -127,7 +106,7 @@ export class Create extends View {
   action(label) {
     const { state, detail } = store.server ?? {};
     const waits = { loading: "The model is being read…", draining: "The server is shutting down.", failed: detail }[state];
-    const note = waits ?? this.lack ?? (this.cost?.seconds ? `about ${duration(this.cost.seconds)}` : "");
+    const note = waits ?? this.lack ?? (this.price.cost?.seconds ? `about ${duration(this.price.cost.seconds)}` : "");
     return action({ place: this.place, label, start: this.make, isDisabled: state !== "ready" || Boolean(this.lack), note });
   }
 
