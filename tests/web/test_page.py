@@ -518,6 +518,9 @@ def test_search_reuse_and_delete(visit: Open) -> None:
     found = page.get_by_role("list", name="Pictures").get_by_role("button")
     expect(found).to_have_count(1)
     page.evaluate("() => localStorage.clear()")
+    page.reload()  # the form is empty now
+    page.get_by_label("Search in prompts").fill("zebra lonely")
+    expect(found).to_have_count(1)
     found.click()
     dialog = page.get_by_role("dialog", name="Picture")
     expect(dialog).to_contain_text("euler_ancestral")
@@ -976,6 +979,7 @@ def test_on_a_phone_a_comparison_comes_into_sight(visit: Open) -> None:
     page.get_by_label("Prompt", exact=True).fill("a red fox")
     page.get_by_label("Values").first.fill("2, 3")
     page.get_by_role("button", name="Make 2 pictures").click()
+    page.wait_for_function("() => scrollY > 0")
     expect(page.get_by_role("region", name="Grid of pictures")).to_be_in_viewport()
     done(page)
 
@@ -987,6 +991,7 @@ def test_on_a_phone_a_finished_story_comes_into_sight(visit: Open) -> None:
     page.get_by_role("button", name="Make the picture").click()
     page.get_by_role("button", name="Explain", exact=True).click()
     told(page)
+    page.wait_for_function("() => scrollY > 0")
     expect(page.locator("mz-story h1")).to_be_in_viewport()
 
 
