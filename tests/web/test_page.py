@@ -250,6 +250,7 @@ def open_photo(page: Page, path: Path) -> Locator:
     """Open a picture in Edit; the canvas that it is painted on."""
     with page.expect_response("**/api/v1/uploads"):
         page.locator("mz-edit input[type=file]").set_input_files(path)
+    expect(page.locator("mz-edit input[type=file]")).to_have_value("")  # or choosing it again would be no change
     page.locator("mz-painter canvas").wait_for()
     expect(page.get_by_text("64 × 64")).to_be_visible()
     return page.locator("mz-painter canvas")

@@ -9,7 +9,7 @@ import { withTexts } from "./png.js";
 import { duration, toRequest } from "./request.js";
 import { drawSheet } from "./sheet.js";
 import { store } from "./store.js";
-import { View, copy, icon, pixels, reveal, save, typed, vars } from "./ui.js";
+import { View, copy, encoded, icon, pixels, reveal, save, typed, vars } from "./ui.js";
 import { html, live, nothing } from "./vendor/lit.js";
 
 const FIELDS = {
@@ -182,7 +182,7 @@ export class Compare extends View {
         told.push(...(await Promise.all(some.map((one) => api.image(one.id)))));
       }
       const { canvas, boxes } = drawSheet(bitmaps, columns, rows, x && ((i) => axes.label(x, i)), y && ((i) => axes.label(y, i)), base.prompt);
-      const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
+      const blob = await encoded(canvas);
       const axis = (one) => one && { field: one.field, values: one.texts };
       const record = {
         schema: 1,

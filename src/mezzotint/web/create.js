@@ -7,7 +7,7 @@ import { Price, action } from "./form.js";
 import { actions } from "./picture.js";
 import { duration, toRequest } from "./request.js";
 import { store } from "./store.js";
-import { View, icon, reveal } from "./ui.js";
+import { View, opener, reveal } from "./ui.js";
 import { html, nothing } from "./vendor/lit.js";
 
 export class Create extends View {
@@ -67,8 +67,7 @@ export class Create extends View {
     return html`<div class="field">
       <span class="row">
         ${reference ? html`<img class="varied" src=${reference.url} alt="the picture to vary" />` : nothing}
-        <button type="button" @click=${() => this.querySelector("input[type=file]").click()}>${icon("open")} ${reference ? "Another picture to vary" : "Open a picture to vary"}</button>
-        <input type="file" hidden aria-label="Open a picture to vary" accept="image/png,image/jpeg,image/webp" @change=${(event) => event.target.files[0] && this.open(event.target.files[0])} />
+        ${opener(reference ? "Another picture to vary" : "Open a picture to vary", (file) => this.open(file))}
       </span>
     </div>`;
   }

@@ -9,7 +9,7 @@ import { Mask, borders } from "./mask.js";
 import { address } from "./picture.js";
 import { toRequest } from "./request.js";
 import { store } from "./store.js";
-import { View, icon, pixels, tool, typed, vars } from "./ui.js";
+import { View, encoded, icon, opener, pixels, tool, typed, vars } from "./ui.js";
 import { html, nothing } from "./vendor/lit.js";
 
 const KEPT = "mezzotint.edited";
@@ -219,9 +219,8 @@ export class Edit extends View {
       <form class="panel" @submit=${this.make} @keydown=${(event) => (event.ctrlKey || event.metaKey) && event.key === "Enter" && this.make(event)}>
         <div class="field">
           <span class="row">
-            <button type="button" @click=${() => this.querySelector("input[type=file]").click()}>${icon("open")} Open a picture</button>
+            ${opener("Open a picture", (file) => this.open(file))}
             <a class="button" href="#gallery">${icon("gallery")} From the gallery</a>
-            <input type="file" hidden aria-label="Open a picture" accept="image/png,image/jpeg,image/webp" @change=${(event) => event.target.files[0] && this.open(event.target.files[0])} />
           </span>
         </div>
         <mz-form name="editForm" use="edit"></mz-form>
@@ -335,7 +334,7 @@ async function png(width, height, paint) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [width, height];
   paint(canvas.getContext("2d"));
-  return new Promise((done, failed) => canvas.toBlob((blob) => (blob ? done(blob) : failed(new Error("the browser could not encode the picture"))), "image/png"));
+  return encoded(canvas);
 }
 
 /** The bytes of a mask that was uploaded, at the size of the picture. */

@@ -164,12 +164,6 @@ class Store extends EventTarget {
     }
   }
 
-  /** Forget the job of a place; the pictures stay in the gallery. */
-  clear(place) {
-    this.#following[place]?.abort();
-    this.#put(place, null);
-  }
-
   async #follow(place) {
     this.#following[place]?.abort();
     const following = (this.#following[place] = new AbortController());
@@ -213,8 +207,7 @@ class Store extends EventTarget {
   /** Keep the job over a reload; without its film strip where there is no room for it. */
   save(place) {
     const job = this.jobs[place];
-    if (!job) sessionStorage.removeItem(`${SAVED}.job.${place}`);
-    else if (!write(sessionStorage, `job.${place}`, job)) write(sessionStorage, `job.${place}`, { ...job, previews: {} });
+    if (job && !write(sessionStorage, `job.${place}`, job)) write(sessionStorage, `job.${place}`, { ...job, previews: {} });
   }
 }
 

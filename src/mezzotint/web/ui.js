@@ -97,6 +97,19 @@ export function tool(name, label, act, { isPressed, isDisabled = false, keys } =
   </button>`;
 }
 
+/** A button to choose a picture with, which `open` is given; the same file may be chosen again. */
+export function opener(label, open) {
+  const chosen = ({ target }) => {
+    const [file] = target.files;
+    target.value = "";
+    if (file) open(file);
+  };
+  return html`
+    <button type="button" @click=${(event) => event.currentTarget.nextElementSibling.click()}>${icon("open")} ${label}</button>
+    <input type="file" hidden aria-label=${label} accept="image/png,image/jpeg,image/webp" @change=${chosen} />
+  `;
+}
+
 /** Put text on the clipboard and say whether it is there; without https the old way is left, from within the dialog. */
 export async function copy(text, what) {
   try {
@@ -110,6 +123,13 @@ export async function copy(text, what) {
     if (!isCopied) return store.say(`${what} not copied: the browser does not allow it on this page`, "error");
   }
   store.say(`${what} copied`);
+}
+
+/** The PNG of a canvas. */
+export function encoded(canvas) {
+  return new Promise((done, failed) => {
+    canvas.toBlob((blob) => (blob ? done(blob) : failed(new Error("the browser could not encode the picture"))), "image/png");
+  });
 }
 
 /** Save bytes under a name. */
