@@ -23,6 +23,7 @@ def test_every_cell_is_the_picture_that_its_request_gives_alone(mezzotint: Comma
         paper = opened.convert("RGB")
     record = read_metadata(Path(made["path"])).record
     assert record is not None
+    assert [(cell["row"], cell["column"]) for cell in made["cells"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     for i, cell in enumerate(made["cells"]):
         left, top, width, height = cell["box"]
         inside = np.asarray(paper.crop((left, top, left + width, top + height)))
@@ -60,6 +61,10 @@ def test_models_can_be_compared(mezzotint: Command, world: Path) -> None:
             for left, top, width, height in (cell["box"] for cell in made["cells"])
         )
     assert (first == second).all(), "the same weights from another file"
+    record = read_metadata(Path(made["path"])).record
+    assert record is not None
+    sources = [cell.get("model", record["model"])["unet"]["source"] for cell in record["cells"]]
+    assert sources == ["model", "copy.safetensors"] * 2
 
 
 def test_what_is_approximated_is_told_once_and_stands_in_the_sheet(mezzotint: Command) -> None:

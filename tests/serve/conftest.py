@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any  # Any: JSON
@@ -155,7 +156,11 @@ def started(command: list[str], gallery: Path, kernels: str = "torch") -> Served
     assert process.stdout is not None
     first = process.stdout.readline()
     found = re.search(r"http://[\d.]+:\d+", first)
-    assert found, first + process.stdout.read()
+    if not found:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)  # it may still say why
+        process.kill()
+        pytest.fail(first + process.communicate()[0])
     served = Served(process, found[0], gallery)
     stream = process.stdout
 
@@ -214,7 +219,7 @@ def sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Sleepe
     def begin(*, service: float = 0.05, key: str | None = None, **settings: Any) -> Sleeper:  # Any: of Settings
         monkeypatch.setenv("FAKE_SERVICE_S", str(service))
         shelf = tmp_path / "models"
-        for name in ("one", "two", "broken"):
+        for name in ("one", "two", "broken", "deadly"):
             (shelf / name).mkdir(parents=True, exist_ok=True)
             (shelf / name / "model_index.json").write_text("{}")
         store = Store(tmp_path / "gallery")

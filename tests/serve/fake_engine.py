@@ -43,6 +43,8 @@ def main() -> None:
                 os._exit(0)
             head = frame.head
             if head["do"] == "load":
+                if "deadly" in head["path"]:
+                    os._exit(9)
                 if "broken" in head["path"]:
                     say({"is": "unloadable", "model": head["model"], "detail": "x"})
                     continue

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 import httpx
@@ -68,6 +69,8 @@ async def storm(address: str, rate: float, seconds: float) -> Heard:
         watching = asyncio.create_task(watch())
         await asyncio.gather(*(one(number) for number in range(int(rate * seconds))))
         watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
     return heard
 
 

@@ -56,10 +56,13 @@ def test_a_job_that_came_back_has_no_past(order: list[str]):
     batcher.add("x")
     for job in order:
         batcher.add(job)
-        batcher.charge([job], 1.0)
+        batcher.charge([job], 5.0)
         batcher.remove(job)
     assert batcher.turn() == "x"
     assert len(batcher) == 1
+    batcher.add("a")
+    batcher.charge(["x"], 1.0)
+    assert batcher.turn() == "a"
 
 
 def test_nobody_is_next_when_nobody_is_there():

@@ -1,5 +1,6 @@
 """Killed at any moment, engine or server: nothing is corrupt, nothing is lost without a word, and it goes on."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -170,6 +171,74 @@ def test_a_job_that_kills_the_engine_takes_no_other_with_it_but_those_that_ran(s
         assert states["die"]["error"]["code"] == "engine_restarted"
         assert states["fail"]["error"] == {"code": "failed", "detail": "as told", "retryable": False}
         assert "engine_deaths_total 1.0" in client.get("/metrics").text
+
+
+def test_a_model_that_kills_the_engine_is_given_up_after_the_second_time(
+    sleeper: Sleepers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine is started again, once more tries that model, and then serves the one from before."""
+    monkeypatch.setattr("mezzotint.serve.link.RESTART_S", (0.1,))
+    sleeping = sleeper()
+    with httpx.Client(base_url=sleeping.address, timeout=30) as client:
+        ids = {model["name"]: model["id"] for model in client.get("/api/v1/models").json()["models"]}
+        assert client.post(f"/api/v1/models/{ids['deadly']}/load").status_code == 202
+        until_true(lambda: client.get("/readyz").status_code == 200, "the server is ready again")
+        assert client.get("/api/v1/server").json()["model"]["name"] == "one"
+        assert "engine_deaths_total 2.0" in client.get("/metrics").text
+        assert made(client, prompt="a", guidance=1)["state"] == "done"
+
+
+def test_a_full_disk_fails_jobs_and_the_server_stays(sleeper: Sleepers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a picture nor the end of its job can be written down; with space again, the next one is made."""
+    sleeping = sleeper()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with httpx.Client(base_url=sleeping.address, timeout=30) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(sleeping.hub.store, "add_picture", full)
+            patch.setattr(sleeping.hub.store, "end_job", full)
+            patch.setattr(sleeping.hub.store, "expire", full)
+            failed = [made(client, prompt="a", guidance=1) for _ in range(2)]
+            assert [job["state"] for job in failed] == ["failed"] * 2
+        assert made(client, prompt="a", guidance=1)["state"] == "done"
+        assert "engine_deaths_total 0.0" in client.get("/metrics").text
+
+
+def test_whatever_goes_wrong_beside_the_engine_it_is_started_again(
+    sleeper: Sleepers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mezzotint.serve.link.RESTART_S", (0.1,))
+    sleeping = sleeper()
+    live = sleeping.hub.link._live  # pyright: ignore[reportPrivateUsage]  # what is made to fail
+    tries = 0
+
+    async def failing() -> int:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise OSError(12, "Cannot allocate memory")
+        return await live()
+
+    with httpx.Client(base_url=sleeping.address, timeout=30) as client:
+        monkeypatch.setattr(sleeping.hub.link, "_live", failing)
+        assert made(client, prompt="die", guidance=1)["state"] == "failed"
+        until_true(lambda: tries == 3 and client.get("/readyz").status_code == 200, "the server is ready again")
+        assert made(client, prompt="a", guidance=1)["state"] == "done"
+
+
+def test_a_server_that_is_shut_down_takes_no_other_model(sleeper: Sleepers) -> None:
+    sleeping = sleeper(service=0.5)
+    with httpx.Client(base_url=sleeping.address, timeout=30) as client:
+        ids = {model["name"]: model["id"] for model in client.get("/api/v1/models").json()["models"]}
+        client.post("/api/v1/jobs", json={"request": {"prompt": "a", "guidance": 1}})
+        draining = asyncio.run_coroutine_threadsafe(sleeping.hub.drain(20), sleeping.loop)
+        until_true(lambda: sleeping.hub.state == "draining", "it is being shut down")
+        answer = client.post(f"/api/v1/models/{ids['two']}/load")
+        assert (answer.status_code, answer.json()["code"]) == (503, "draining")
+        draining.result(20)
+        assert sleeping.hub.state == "draining"
 
 
 def test_clients_that_vanish_leave_nothing_running(sleeper: Sleepers) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mezzotint.images import encode, open_image, to_array
 from mezzotint.pipeline.generate import generate
@@ -125,13 +126,16 @@ def test_every_picture_equals_its_solo_run_to_the_bit_under_a_random_load(
 def test_the_test_sees_a_picture_that_depends_on_its_neighbours(
     system: System, alone: dict[str, list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sampler that draws from one generator for all jobs is what this must not be."""
-    shared = torch.Generator("cpu").manual_seed(0)
+    """One generator for all, which each picture seeds when it begins, is right until another begins in between."""
+    begun: list[torch.Generator] = []
 
     def drawn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-        return torch.randn(shape, generator=shared)
+        if generator not in begun:
+            begun.append(generator)
+        return torch.randn(shape, generator=begun[-1])
 
     monkeypatch.setattr("mezzotint.pipeline.picture._randn", drawn)
+    assert {name: solo(system, request) for name, request in mixed().items()} == alone
     crowd = room(system)
     for name, request in mixed().items():
         crowd.make(name, request)
@@ -348,6 +352,40 @@ def test_merged_rows_equal_the_solo_run_within_the_stated_tolerance(shelf_folder
         for ours, theirs in zip(crowd.pictures(name), solo(system, mixed()[name]), strict=True):
             difference = np.abs(to_array(open_image(ours)) - to_array(open_image(theirs))) * 127.5
             assert difference.mean() < 0.1, name  # of 255: float32 sums in another order
+
+
+def test_of_merged_jobs_only_the_one_that_fails_fails(shelf_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load(shelf_folder / "model", kernels="torch", dtype="float32")
+    crowd = room(plain, merge_rows=8)
+    previewed = type(plain).preview
+    asked = 0
+
+    def failing(self: System, x0: Tensor) -> Any:  # Any: a picture
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise ValueError("of one job")
+        return previewed(self, x0)
+
+    monkeypatch.setattr(type(plain), "preview", failing)
+    for name in ("a", "b", "c"):
+        crowd.make(name, Request(prompt=name, steps=4, seed=1), preview=True)
+    crowd.run()
+    ends = sorted(head["is"] for head, _ in crowd.heard if head["is"] in {"done", "failed"})
+    assert ends == ["done", "done", "failed"]
+
+
+def test_a_model_that_breaks_what_is_told_of_it_is_unloadable(
+    system: System, shelf_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: System) -> str:
+        raise KeyError("a scheduler of another kind")
+
+    monkeypatch.setattr("mezzotint.serve.engine._sampler", broken)
+    heard = room(system)
+    heard.engine.obey(Frame({"do": "load", "model": "m", "path": str(shelf_folder / "model"), "name": "x"}))
+    assert [head["is"] for head, _ in heard.heard] == ["loading", "unloadable"]
+    assert heard.engine.system is None
 
 
 def test_a_model_that_cannot_be_loaded_is_told_and_the_engine_lives(system: System, tmp_path: Path) -> None:

@@ -89,13 +89,16 @@ def test_everything_but_health_and_the_page_wants_the_key(sleeper: Sleepers):
     with httpx.Client(base_url=sleeping.address) as client:
         assert client.get("/healthz").status_code == 200
         assert client.get("/web/nothing.js").status_code == 404
-        paths: list[str] = list(client.get("/openapi.json", headers={"authorization": "Bearer right"}).json()["paths"])
+        described = client.get("/openapi.json", headers={"authorization": "Bearer right"}).json()
+        paths: dict[str, dict[str, object]] = described["paths"]
         assert len(paths) > 40
-        for path in paths:
+        routes = [(method.upper(), path) for path, methods in paths.items() for method in methods]
+        assert {method for method, _ in routes} >= {"GET", "POST", "DELETE"}
+        for method, path in routes:
             if path in {"/healthz", "/readyz", "/api/v1/session", "/v1/files/{name}"}:
                 continue
-            answer = client.get(path.replace("{name}", "p_00000000000000000000000000"))
-            assert answer.status_code == 401, path
+            answer = client.request(method, path.replace("{name}", "p_00000000000000000000000000"))
+            assert answer.status_code == 401, (method, path)
             assert answer.headers["www-authenticate"]
         assert client.post("/api/v1/session", json={"key": "wrong"}).status_code == 401
         answer = client.post("/api/v1/session", json={"key": "right"})

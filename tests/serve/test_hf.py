@@ -37,13 +37,19 @@ def test_text_to_image(served: Served) -> None:
 
 
 def test_image_to_image(served: Served) -> None:
-    data = io.BytesIO()
-    Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(data, "PNG")
     client = InferenceClient(model=f"{served.address}/hf/image-to-image")
-    made: Any = client.image_to_image(  # pyright: ignore[reportUnknownMemberType]  # loosely typed
-        data.getvalue(), prompt="a fox", num_inference_steps=3, guidance_scale=2.0
-    )
-    assert made.size == (64, 64)
+
+    def made(picture: Image.Image) -> Image.Image:
+        data = io.BytesIO()
+        picture.resize((64, 48)).convert("RGB").save(data, "PNG")
+        fields: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 2.0, "seed": 5}  # Any: as above
+        return client.image_to_image(data.getvalue(), prompt="a fox", **fields)  # pyright: ignore[reportUnknownMemberType]  # loosely typed
+
+    gradient = Image.linear_gradient("L")
+    one, other = made(gradient), made(gradient.rotate(90))
+    assert one.size == other.size == (64, 48)
+    assert (np.asarray(made(gradient)) == np.asarray(one)).all()
+    assert (np.asarray(other) != np.asarray(one)).any()
 
 
 def test_wrong_requests_are_errors_with_words(served: Served) -> None:

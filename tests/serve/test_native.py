@@ -331,7 +331,7 @@ def test_switching_models_waits_for_jobs_that_run_and_tells_when_it_failed(sleep
     sleeping = sleeper(service=0.2)
     with httpx.Client(base_url=sleeping.address, timeout=20) as client:
         names = {one["name"]: one["id"] for one in client.get("/api/v1/models").json()["models"]}
-        running = client.post("/api/v1/jobs", json={"request": {"guidance": 1}}).json()["id"]
+        running = client.post("/api/v1/jobs", json={"request": {"prompt": "slow", "guidance": 1}}).json()["id"]
         answer = client.post(f"/api/v1/models/{names['two']}/load")
         assert (answer.status_code, answer.json()["state"]) == (202, "loading")
         refused = client.post("/api/v1/jobs", json={"request": {}})

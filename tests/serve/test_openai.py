@@ -212,13 +212,15 @@ def test_parameters_that_are_pasted_behind_a_prompt_are_read(api: openai.OpenAI)
 
 
 def test_a_full_queue_is_a_rate_limit_that_the_client_waits_out(sleeper: Sleepers) -> None:
-    sleeping = sleeper(service=0.4, queue=1)
+    sleeping = sleeper(service=1.0, queue=1)
     with openai.OpenAI(base_url=f"{sleeping.address}/v1", api_key="x", max_retries=0) as api, httpx.Client() as other:
         running = other.post(f"{sleeping.address}/api/v1/jobs", json={"request": {"prompt": "x", "guidance": 1}})
         assert running.status_code == 202
         with pytest.raises(openai.RateLimitError) as caught:
             api.images.generate(prompt="x")
         assert caught.value.code == "queue_full"
+        counted = 'requests_total{dialect="openai",status="refused"} 1.0'
+        assert counted in other.get(f"{sleeping.address}/metrics").text
         assert int(caught.value.response.headers["retry-after"]) >= 1
         started = time.monotonic()
         assert api.with_options(max_retries=2).images.generate(prompt="x").data

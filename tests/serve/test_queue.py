@@ -7,9 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mezzotint.pipeline.request import ImageRef, Request
-from mezzotint.serve.queue import LONGEST_RETRY_S, Defaults, Full, Queue, cost, evaluations
+from mezzotint.serve.queue import LONGEST_RETRY_S, MOST, Defaults, Full, Queue, cost, evaluations
 
 TINY = Defaults(width=64, height=64, steps=20, guidance=7.5, sampler="dpmpp_2m")
+
+
+def test_places_of_all_are_those_of_each_and_many_tiny_jobs_are_too_many() -> None:
+    queue = Queue(capacity=1e9, places=1)
+    queue.learn(1, 2)
+    for i in range(MOST):
+        queue.offer(f"j{i}", 1 + i % 3, f"client {i % 5}", now=float(i))
+    queue.next()
+    queue.offer("last", 1, "client 0", now=1e6)
+    done = dict.fromkeys(queue.running, 0.5)
+    assert queue.places_of(done) == {job: queue.place(job, done) for job in queue.waiting}
+    positions = [position for position, _ in queue.places_of(done).values()]
+    assert positions == list(range(len(queue.waiting)))
+    with pytest.raises(Full):
+        queue.offer("one more", 1e-9, "client 1", now=1e6)
 
 
 def test_costs_are_pixels_times_evaluations_times_rows():

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from serve.conftest import Served, made, recorded, start, until_true
+from serve.test_crash import engine_of
 
 SIZES = ((64, 64), (64, 48), (48, 64), (32, 32))
 
@@ -30,7 +31,7 @@ def test_the_slope_is_that_of_a_line_with_outliers() -> None:
 def soak(served: Served, warm_up: int, jobs: int, every: int) -> dict[str, Any]:  # Any: numbers
     """Many small jobs of every dialect, each waited for; growth of server and engine after the warm-up."""
     server = psutil.Process(served.process.pid)
-    (engine,) = (child for child in server.children() if "engine" in " ".join(child.cmdline()))
+    engine = engine_of(served)
     memory: dict[str, list[tuple[int, float]]] = {"server": [], "engine": []}
     handles: list[int] = []
     began = time.monotonic()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,20 @@ def png(prompt: str = "a fox", negative: str | None = None, seed: int = 1, **req
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
+def store(tmp_path: Path) -> Generator[Store]:
+    made = Store(tmp_path)
+    yield made
+    made.close()
+
+
+@contextmanager
+def opened(folder: Path) -> Generator[Store]:
+    """The store of a folder, which only one may have at a time."""
+    made = Store(folder)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def add(store: Store, data: bytes | None = None, *, is_kept: bool = True) -> str:
@@ -92,15 +106,20 @@ def test_other_names_are_nothing(store: Store, name: str):
 
 
 def test_a_link_in_place_of_a_picture_is_not_followed(store: Store, tmp_path: Path):
-    name = add(store)
+    one, other = add(store), add(store)
     secret = tmp_path.parent / f"{tmp_path.name}-secret"
     secret.write_bytes(png("secret"))
-    (path,) = (store.folder / "pictures").rglob(f"{name}.png")
-    path.unlink()
-    path.symlink_to(secret)
-    assert store.picture_bytes(name) is None
-    assert Store(tmp_path).search("secret").total == 0
-    assert store.delete_picture(name) or True
+    places = [path for name in (one, other) for path in (store.folder / "pictures").rglob(f"{name}.png")]
+    for path in places:
+        path.unlink()
+        path.symlink_to(secret)
+    assert store.picture_bytes(one) is store.picture_bytes(other) is None
+    assert store.delete_picture(one)
+    assert [path.is_symlink() for path in places] == [False, True]
+    places[0].symlink_to(secret)  # now without a row; the other has one
+    store.close()
+    with opened(tmp_path) as again:
+        assert again.search("secret").total == 0
     assert secret.read_bytes() == png("secret")
     secret.unlink()
 
@@ -129,8 +148,8 @@ def test_a_damaged_index_is_put_aside_and_made_again(store: Store, tmp_path: Pat
         data[100:8000] = os.urandom(len(data[100:8000]))
         damage = bytes(data)
     path.write_bytes(damage)
-    again = Store(tmp_path)
-    assert [row["id"] for row in again.search().pictures] == [name]
+    with opened(tmp_path) as again:
+        assert [row["id"] for row in again.search().pictures] == [name]
 
 
 def test_opening_sweeps_what_a_crash_left(store: Store, tmp_path: Path):
@@ -141,12 +160,28 @@ def test_opening_sweeps_what_a_crash_left(store: Store, tmp_path: Path):
     (month / f".{here}.png.0a1b2c3d.tmp").write_bytes(b"draft")
     (month / f"{fileless}.png").unlink()
     store.add_job(new_id("j"), [{"prompt": "x"}], key=None, body="b")
-    again = Store(tmp_path)
-    assert {row["id"] for row in again.search().pictures} == {here, lost}
-    assert not list(tmp_path.rglob("*.tmp"))
-    (job,) = again.recent_jobs()
-    assert job["state"] == "failed"
-    assert "interrupted" in job["error"]
+    (tmp_path / "uploads" / f"{new_id('u')}.png").write_bytes(png("no row"))
+    store.close()
+    with opened(tmp_path) as again:
+        assert {row["id"] for row in again.search().pictures} == {here, lost}
+        assert not list(tmp_path.rglob("*.tmp"))
+        assert not list((tmp_path / "uploads").iterdir())
+        (job,) = again.recent_jobs()
+        assert job["state"] == "failed"
+        assert "interrupted" in job["error"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits on a process need Linux")
+def test_a_folder_that_another_has_is_left_alone(store: Store, tmp_path: Path):
+    """Opening sweeps, so a second server would take drafts and jobs from the first."""
+    draft = tmp_path / "pictures" / ".p_x.png.0a1b2c3d.tmp"
+    draft.write_bytes(b"of the first")
+    with pytest.raises(RequestError, match="in use by another server"):
+        Store(tmp_path)
+    assert draft.exists()
+    store.close()
+    with opened(tmp_path):
+        assert not draft.exists()
 
 
 def test_what_nobody_keeps_goes_in_time(store: Store):

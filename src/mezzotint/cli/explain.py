@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal  # Any: flags, each wi
 import typer
 
 from mezzotint.cli.console import print_json, stdout
-from mezzotint.cli.options import Device, Dtype, Json, Model, Objective, Preset, Vae, picture_options
+from mezzotint.cli.options import Device, Dtype, Json, Model, Objective, Preset, Vae, Weights, picture_options
 from mezzotint.cli.pictures import Source
 from mezzotint.errors import RequestError
-from mezzotint.pipeline.request import MAX_SEED, Request
+from mezzotint.pipeline.request import DRAWN_SEEDS, Request
 
 if TYPE_CHECKING:
     from mezzotint.explain.story import Story
 
 PAGE = Path("story.html")
-RANDOM = 2**32  # seeds that are drawn for a comparison
 
 
 @picture_options("count", "image", "mask", "strength", "start", "resize", "feather", "paste", "canvas", "level")
@@ -48,6 +47,7 @@ def explain(
     ] = "full",
     dtype: Dtype = "auto",
     device: Device = "auto",
+    weights: Weights = "auto",
     preset: Preset = None,
     objective: Objective = None,
     vae: Vae = None,
@@ -62,7 +62,9 @@ def explain(
 
     Example: mezzotint explain --train sd-v1-5 --scale tiny -o step.html
     """  # fmt: skip
-    source = Source(path=model, dtype=dtype, device=device, preset=preset, objective=objective, vae=vae)
+    source = Source(
+        path=model, dtype=dtype, device=device, weights=weights, preset=preset, objective=objective, vae=vae
+    )
     if train is not None:
         if prompt is not None or compare is not None or full_maps is not None:
             raise RequestError("--train shows a training step: leave out PROMPT, --compare and --full-maps")
@@ -109,7 +111,7 @@ def _comparison(
 
     from mezzotint.explain.compare import Side, compare, parsed
 
-    given: dict[str, Any] = {"seed": secrets.randbelow(min(RANDOM, MAX_SEED)), "prompt": prompt or "", **fields}
+    given: dict[str, Any] = {"seed": secrets.randbelow(DRAWN_SEEDS), "prompt": prompt or "", **fields}
     sides: list[tuple[str, str, Request]] = []
     for said in both:
         name, value = parsed(said)

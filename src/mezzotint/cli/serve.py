@@ -65,7 +65,7 @@ def serve(
     if model == PACKAGED and not packaged().is_dir():
         raise CheckpointError("this installation has no packaged model 'icons'; name a checkpoint with --model")
     is_hub_id = model.count("/") == 1 and not model.startswith((".", "~", "/"))
-    if model != PACKAGED and not Path(model).exists() and not is_hub_id:
+    if model != PACKAGED and not Path(model).expanduser().exists() and not is_hub_id:
         raise CheckpointError(f"{model!r}: no such file or folder, and not a hub id (ORG/NAME)")
     settings = Settings(
         dtype=dtype,

@@ -1,7 +1,8 @@
 """How fast a model runs here, with what was chosen for this processor and as torch runs it; what its levels cost.
 
-Both ways take turns in this process on the same weights and inputs, in alternating order, and what counts is the ratio
-of two times of one round: other work on the machine meets both. Their outputs are compared before anything is timed.
+In `timings` both ways take turns in this process on the same weights and inputs, in alternating order, and what counts
+is the ratio of two times of one round: other work on the machine meets both. Their outputs are compared before anything
+is timed. `level_costs` makes whole pictures, one level after the other: its times are for orientation.
 """
 
 import math
@@ -141,6 +142,7 @@ def level_costs(system: "System", pictures: int, steps: int | None = None) -> It
         Request(prompt=PROMPTS[i % len(PROMPTS)], seed=i, steps=steps, width=width, height=height)
         for i in range(pictures)
     ]
+    _made(system, wishes[0].model_copy(update={"steps": 1}))  # packs the weights
     full = [_made(system, wish) for wish in wishes]
     found: dict[str, Mapping[str, object]] = {}
     for level in LEVELS:

@@ -19,10 +19,9 @@ from PIL import Image, ImageDraw, ImageFont
 from mezzotint.errors import RequestError, unknown
 from mezzotint.images import SCHEMA
 from mezzotint.names import SAMPLERS
-from mezzotint.pipeline.request import ImageRef, Request
+from mezzotint.pipeline.request import DRAWN_SEEDS, ImageRef, Request
 
 MAX_CELLS = 1024
-MAX_SEED_DRAWN = 2**32
 
 _RANGE = re.compile(r"(-?\d+(?:\.\d+)?)\s*-\s*(-?\d+(?:\.\d+)?)\s*(?:\(\s*([+-]?\d+(?:\.\d+)?)\s*\)|\[\s*(\d+)\s*\])?")
 _PAPER, _INK, _FAINT = (250, 248, 244), (28, 26, 24), (140, 134, 126)
@@ -113,7 +112,7 @@ def plan(fields: Mapping[str, Any], x: Axis | None, y: Axis | None) -> Grid:
         raise RequestError(f"{n} cells: a grid has at most {MAX_CELLS}; leave out some values")
     base = dict(fields)
     if base.get("seed") is None:
-        base["seed"] = secrets.randbelow(MAX_SEED_DRAWN)
+        base["seed"] = secrets.randbelow(DRAWN_SEEDS)
     for one in axes:
         if one.field == "prompt" and one.texts[0] not in f"{base.get('prompt', '')}\n{base.get('negative') or ''}":
             raise RequestError(

@@ -21,6 +21,7 @@ from mezzotint.names import SAMPLERS, find_sampler, find_spacing, implied_option
 SIZE_STEP = 8
 MAX_SIDE = 8192
 MAX_SEED = 2**63 - 1
+DRAWN_SEEDS = 2**32  # seeds that are drawn lie below: typeable, and within what other programs accept
 
 
 class ImageRef(BaseModel):

@@ -9,13 +9,12 @@ from mezzotint.diffusion.sampling import NoiseLevel
 from mezzotint.errors import RequestError
 from mezzotint.names import SAMPLERS
 from mezzotint.pipeline.levels import FEW_STEP_SAMPLER, FEW_STEP_SPACINGS, LEVELS
-from mezzotint.pipeline.request import SIZE_STEP, Request
+from mezzotint.pipeline.request import DRAWN_SEEDS, SIZE_STEP, Request
 
 if TYPE_CHECKING:
     from mezzotint.pipeline.system import System
 
 STRENGTH, STRENGTH_MASKED = 0.8, 1.0
-SEED_RANGE = 2**32  # drawn seeds stay typeable and within what other programs accept
 LARGEST_A1111 = 0.999
 
 
@@ -71,7 +70,7 @@ def resolve(system: "System", asked: Request) -> Resolved:
             "canvas": _canvas(asked),
             "steps": steps,
             "strength": strength,
-            "seed": secrets.randbelow(SEED_RANGE) if asked.seed is None else asked.seed,
+            "seed": secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed,
             "sampler": planned.sampler,
             "spacing": planned.spacing,
             "guidance": defaults.guidance if asked.guidance is None else asked.guidance,

@@ -186,8 +186,6 @@ async def _wrong(request: Request, error: Exception) -> Response:
 
 async def _full(request: Request, error: Exception) -> Response:
     assert isinstance(error, Full)
-    hub: Hub = request.app.state.hub
-    hub.metrics.refused(request.url.path.split("/")[1])
     detail = f"too much is waiting already; try again in {error.retry_after} s"
     return _problem(request, 429, "queue_full", detail, {"retry-after": str(error.retry_after)})
 

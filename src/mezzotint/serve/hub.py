@@ -17,7 +17,7 @@ from mezzotint.serve.ids import new_id
 from mezzotint.serve.inspecting import Inspector
 from mezzotint.serve.job import ENDED, Job, Keep, Made
 from mezzotint.serve.models import Shelf
-from mezzotint.serve.queue import cost
+from mezzotint.serve.queue import Full, cost
 from mezzotint.serve.store import JOBS_S, Store
 from mezzotint.serve.wish import check, fingerprint, told
 from mezzotint.serve.works import Settings, Works, links, story_of
@@ -122,7 +122,11 @@ class Hub(Works):
             is_explained=is_explained,
             cost=sum(cost(request, self.defaults, is_explained=is_explained) for request in requests),
         )
-        self.queue.offer(job.id, job.cost, client, time.monotonic())
+        try:
+            self.queue.offer(job.id, job.cost, client, time.monotonic())
+        except Full:
+            self.metrics.refused(dialect)
+            raise
         self.jobs[job.id] = job
         try:
             if keep != "memory" or key is not None:

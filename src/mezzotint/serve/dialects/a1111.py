@@ -54,9 +54,16 @@ async def image_to_image(body: Image2Image, request: Request) -> dict[str, Any]:
     data = decoded(body.init_images[0], "init_images")
     fields["image"] = referred((await asyncio.to_thread(given, data, "init_images")).png)
     if body.mask:
-        mask = open_image((await asyncio.to_thread(given, decoded(body.mask, "mask"), "mask")).png).convert("L")
-        fields["mask"] = referred(encode(ImageOps.invert(mask) if body.inpainting_mask_invert else mask))
+        fields["mask"] = referred(
+            await asyncio.to_thread(_mask, body.mask, is_inverted=body.inpainting_mask_invert == 1)
+        )
     return await _answered(request, body, fields, warnings)
+
+
+def _mask(sent: str, *, is_inverted: bool) -> bytes:
+    """The mask of a request as we take it: white is made again."""
+    mask = open_image(given(decoded(sent, "mask"), "mask").png).convert("L")
+    return encode(ImageOps.invert(mask) if is_inverted else mask)
 
 
 async def _answered(

@@ -1,5 +1,6 @@
 """Pictures of the native API: the gallery, uploads, and how a picture from elsewhere was made."""
 
+import asyncio
 import json
 from typing import Annotated, Any
 
@@ -41,7 +42,7 @@ async def image(name: Id, request: Request) -> dict[str, Any]:  # Any: JSON
     png = await hub.on_disk(lambda: hub.store.picture_bytes(name))
     if row is None or png is None:
         raise HTTPException(404, f"there is no picture {name!r}")
-    told = await hub.on_disk(lambda: explained(png))
+    told = await asyncio.to_thread(explained, png)
     record: dict[str, Any] = told.record or {}  # Any: JSON
 
     def here(fields: dict[str, Any]) -> dict[str, Any]:  # Any: JSON
@@ -90,7 +91,8 @@ async def upload(request: Request) -> dict[str, Any]:  # Any: JSON
     """Keep a picture for requests."""
     hub = hub_of(request)
     data = await body_bytes(request)
-    made = await hub.on_disk(lambda: hub.store.add_upload(given(data).png))
+    taken = await asyncio.to_thread(given, data)
+    made = await hub.on_disk(lambda: hub.store.add_upload(taken.png))
     return {**made, "url": f"/api/v1/uploads/{made['id']}"}
 
 
@@ -106,7 +108,7 @@ async def upload_file(name: Id, request: Request) -> Response:
 async def inspect(request: Request) -> dict[str, Any]:  # Any: JSON
     """How a picture was made, by whatever program."""
     data = await body_bytes(request)
-    told = await hub_of(request).on_disk(lambda: explained(data))
+    told = await asyncio.to_thread(explained, data)
     return {
         "source": told.source,
         "width": told.width,

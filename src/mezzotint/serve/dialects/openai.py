@@ -154,9 +154,9 @@ _FORM = {
 async def edits(request: Request) -> Response:
     """A picture, or its transparent part, made again from a prompt."""
     body, files, warnings = await _form(request)
-    image = _given(files, "image", warnings)
+    image = await asyncio.to_thread(_given, files, "image", warnings)
     fields = body.fields(warnings)
-    mask = _given(files, "mask", warnings) if "mask" in files else None
+    mask = await asyncio.to_thread(_given, files, "mask", warnings) if "mask" in files else None
     alpha = image.alpha if mask is None else mask.alpha
     if mask is not None and alpha is None:
         raise HTTPException(400, "mask: it has no alpha channel; the part to be made again is where it is transparent")
@@ -164,7 +164,7 @@ async def edits(request: Request) -> Response:
     if alpha is not None:
         if alpha.size != (image.width, image.height):
             raise HTTPException(400, "mask: its size is not the image's")
-        fields["mask"] = referred(encode(_opposite(alpha)))
+        fields["mask"] = referred(await asyncio.to_thread(lambda: encode(_opposite(alpha))))
     return await _answered(request, body, fields, warnings, "image_edit")
 
 
@@ -172,7 +172,7 @@ async def edits(request: Request) -> Response:
 async def variations(request: Request) -> Response:
     """Pictures that resemble one, by an unCLIP model where one is loaded."""
     body, files, warnings = await _form(request)
-    image = referred(_given(files, "image", warnings).png)
+    image = referred((await asyncio.to_thread(_given, files, "image", warnings)).png)
     fields = body.fields(warnings)
     hub = hub_of(request)
     if hub.model is not None and "reference" in hub.model["needs"]:
