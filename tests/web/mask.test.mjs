@@ -62,6 +62,30 @@ test("a stroke that changes nothing is no step", () => {
   assert.equal(mask.done.length, 0);
 });
 
+test("what is given up leaves the mask and its steps as they were", () => {
+  const states = (giveUp, x, y) => {
+    const mask = new Mask(32, 32);
+    for (const left of [8, 24]) {
+      mask.stroke(left, 8, left, 24, 3);
+      mask.commit();
+    }
+    mask.undo(); // one step to take back, one to do again
+    mask.stroke(x, y, x, y, 2);
+    giveUp(mask);
+    return [mask.data.slice(), ...["redo", "undo", "undo"].map((act) => (mask[act](), mask.data.slice()))];
+  };
+  const takenBack = (mask) => {
+    mask.undo();
+    mask.undone.pop();
+  };
+  const untouched = states(() => {}, -40, -40);
+  // the first finger of a pinch: on bare ground, on what is marked, beside the picture
+  for (const [x, y] of [[16, 16], [8, 16], [-40, -40]]) {
+    assert.deepEqual(states((mask) => mask.giveUp(), x, y), untouched);
+    assert.notDeepEqual(states(takenBack, x, y), untouched, "taking back loses a stroke that was meant");
+  }
+});
+
 test("runs keep a mask", () => {
   const mask = new Mask(20, 10);
   mask.stroke(3, 3, 15, 8, 2.5);

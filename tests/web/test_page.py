@@ -5,6 +5,7 @@ import io
 import json
 import shlex
 import urllib.request
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Request, Route, expect
 
 from mezzotint.images import read_metadata
 from web.conftest import Open, Visit, photo, serving
@@ -113,6 +114,36 @@ def test_several_pictures_and_a_kept_seed(visit: Open) -> None:
     expect(page.get_by_role("button", name="Keep the seed")).to_have_attribute("aria-pressed", "true")
 
 
+def test_two_presses_start_one_job(visit: Open) -> None:
+    page = visit().go()
+    prompt(page, "a fox in a hurry", 2)
+    started: list[str] = []
+    page.on(
+        "request", lambda one: started.append(one.url) if one.method == "POST" and one.url.endswith("/jobs") else None
+    )
+    page.get_by_role("button", name="Make the picture").evaluate("(button) => { button.click(); button.click(); }")
+    expect(page.get_by_role("figure").get_by_role("img", name="a fox in a hurry")).to_be_visible()
+    done(page)
+    with page.expect_request("**/api/v1/jobs"):
+        page.get_by_role("button", name="Make the picture").click()
+    assert len(started) == 2, "one for the first two presses, and one for the third"
+    done(page)
+
+
+def test_what_changes_the_cost_asks_for_it_again(visit: Open) -> None:
+    page = visit().go("explain")
+
+    def priced(word: str) -> Callable[[Request], bool]:
+        return lambda one: one.url.endswith("/estimate") and word in (one.post_data or "")
+
+    with page.expect_request(priced('"steps":7')):
+        prompt(page, "a fox", 7)
+    with page.expect_request(priced('"guidance":1')):
+        set_more(page, "Guidance", "1")
+    with page.expect_request(priced('"model":')):
+        page.get_by_label("Model", exact=True).select_option("another")
+
+
 def test_stop_takes_effect_midway(visit: Open) -> None:
     opened = visit()
     page = opened.go()
@@ -166,6 +197,23 @@ def test_copied_command_makes_the_same_request(visit: Open) -> None:
     assert "mezzotint.generate(" in page.evaluate("() => navigator.clipboard.readText()")
 
 
+def test_what_is_said_to_be_copied_was_copied(visit: Open) -> None:
+    """As over http on another machine, where there is no clipboard to write to; also out of a dialog."""
+    opened = visit()
+    opened.page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined });")
+    made_alone(opened, {"prompt": "a fox", "steps": 1})
+    page = opened.go("gallery")
+    page.evaluate("() => addEventListener('copy', () => (window.copied = document.activeElement.value))")
+    page.get_by_role("list", name="Pictures").get_by_role("button").first.click()
+    dialog = page.get_by_role("dialog", name="Picture")
+    dialog.get_by_role("button", name="Copy as command").click()
+    expect(page.get_by_text("Command copied")).to_be_visible()
+    assert page.evaluate("() => window.copied").startswith("mezzotint generate 'a fox'")
+    page.evaluate("() => (document.execCommand = () => false)")
+    dialog.get_by_role("button", name="Copy as Python").click()
+    expect(page.get_by_text("Python not copied")).to_be_visible()
+
+
 # a reload
 
 
@@ -202,6 +250,7 @@ def open_photo(page: Page, path: Path) -> Locator:
     """Open a picture in Edit; the canvas that it is painted on."""
     with page.expect_response("**/api/v1/uploads"):
         page.locator("mz-edit input[type=file]").set_input_files(path)
+    expect(page.locator("mz-edit input[type=file]")).to_have_value("")  # or choosing it again would be no change
     page.locator("mz-painter canvas").wait_for()
     expect(page.get_by_text("64 × 64")).to_be_visible()
     return page.locator("mz-painter canvas")
@@ -383,6 +432,49 @@ def test_borders_are_painted_beyond_the_edge(visit: Open, studio: Path) -> None:
     assert (made[:64, 16:] == np.asarray(photo())).all()
 
 
+def test_a_reload_keeps_an_extended_picture(visit: Open, studio: Path) -> None:
+    page = visit().go("edit")
+    open_photo(page, studio / "photo.png")
+    page.get_by_text("Paint beyond the edge").click()
+    page.get_by_label("top", exact=True).fill("8")
+    page.get_by_label("top", exact=True).press("Tab")
+    page.get_by_role("button", name="Extend the picture").click()
+    expect(page.get_by_text("64 × 72 · 11.1 % marked")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("64 × 72 · 11.1 % marked")).to_be_visible()
+    page.get_by_role("link", name="Models", exact=True).click()
+    page.get_by_role("link", name="Edit", exact=True).click()
+    expect(page.get_by_text("64 × 72 · 11.1 % marked")).to_be_visible()
+
+
+def test_a_result_is_shown_over_its_own_picture_only(visit: Open, studio: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.png").write_bytes(foreign({}))
+    page = visit().go("edit")
+    open_photo(page, studio / "photo.png")
+    page.get_by_label("What it shows instead").fill("a fox")
+    set_more(page, "Steps", "2")
+    page.get_by_role("button", name="Make it again").click()
+    result = page.get_by_role("group", name="Result")
+    result.get_by_role("button", name="Show before").wait_for()
+    page.reload()
+    result.get_by_role("button", name="Show before").wait_for()
+    page.locator("mz-edit input[type=file]").set_input_files(tmp_path / "other.png")
+    expect(result).to_be_hidden()
+    for again in (page.reload, lambda: (page.get_by_role("link", name="Models", exact=True).click(), page.go_back())):
+        again()
+        expect(page.get_by_text("16 × 16")).to_be_visible()
+        page.wait_for_timeout(200)  # for a result that would be drawn over it
+        assert page.evaluate("() => document.querySelector('mz-painter').over") is None
+        expect(result).to_be_hidden()
+    # and one that is put away stays away
+    page.get_by_role("button", name="Make it again").click()
+    result.get_by_role("button", name="Put away").click()
+    expect(result).to_be_hidden()
+    page.reload()
+    expect(page.get_by_text("16 × 16")).to_be_visible()
+    expect(result).to_be_hidden()
+
+
 def test_a_mask_can_be_painted_without_a_mouse(visit: Open, studio: Path) -> None:
     page = visit().go("edit")
     canvas = open_photo(page, studio / "photo.png")
@@ -427,6 +519,9 @@ def test_search_reuse_and_delete(visit: Open) -> None:
     found = page.get_by_role("list", name="Pictures").get_by_role("button")
     expect(found).to_have_count(1)
     page.evaluate("() => localStorage.clear()")
+    page.reload()  # the form is empty now
+    page.get_by_label("Search in prompts").fill("zebra lonely")
+    expect(found).to_have_count(1)
     found.click()
     dialog = page.get_by_role("dialog", name="Picture")
     expect(dialog).to_contain_text("euler_ancestral")
@@ -599,6 +694,20 @@ def made_alone(visit: Visit, request: dict[str, object]) -> Pixels:
     return picture(visit, got(visit, f"/jobs/{identity}")["images"][0]["url"])
 
 
+def test_a_table_keeps_its_own_labels_beside_another_tab(visit: Open) -> None:
+    opened = visit()
+    pages = [opened.go("compare"), opened.context.new_page()]
+    pages[1].goto(f"{opened.address}/#compare")
+    for page, values in zip(pages, ("2, 3", "4, 5"), strict=True):
+        page.get_by_label("Prompt", exact=True).fill("a red fox")
+        page.get_by_label("Values").first.fill(values)
+        page.get_by_role("button", name="Make 2 pictures").click()
+        expect(page.locator("td button")).to_have_count(2)
+    pages[0].reload()
+    expect(pages[0].locator("td button")).to_have_count(2)
+    expect(pages[0].get_by_role("columnheader")).to_have_text(["steps 2", "steps 3"])
+
+
 def test_a_prompt_matrix_has_every_combination(visit: Open) -> None:
     opened = visit()
     page = opened.go("compare")
@@ -646,6 +755,10 @@ def test_a_server_with_a_key_asks_for_it(visit: Open, studio: Path) -> None:
         page = opened.page
         page.goto(address)
         dialog = page.get_by_role("dialog", name="Key")
+        dialog.wait_for()
+        for _ in range(3):  # a browser lets one refuse to be closed once
+            page.keyboard.press("Escape")
+            page.wait_for_timeout(50)
         dialog.get_by_label("Key").fill("wrong")
         dialog.get_by_role("button", name="Go on").click()
         expect(dialog.get_by_role("alert")).to_be_visible()
@@ -718,6 +831,50 @@ def test_a_finished_picture_is_explained_by_another_model(visit: Open) -> None:
     page.get_by_label("Model", exact=True).select_option("another")
     page.get_by_role("button", name="Make it and explain it").click()
     expect(page.locator("mz-story .facts").first).to_contain_text("another")
+    # and a picture by the model that made it, whichever is loaded
+    before = job(opened, "explain")
+    opened.go("gallery")
+    page.get_by_role("list", name="Pictures").get_by_role("button").first.click()
+    with page.expect_request("**/api/v1/jobs") as sent:
+        page.get_by_role("dialog", name="Picture").get_by_role("button", name="Explain", exact=True).click()
+    others = {one["name"]: one["id"] for one in got(opened, "/models")["models"]}
+    assert json.loads(sent.value.post_data or "")["model"] == others["another"]
+    while (now := job(opened, "explain"))["id"] == before["id"] or now["state"] != "done":
+        page.wait_for_timeout(50)
+    assert (picture(opened, before["images"][0]["url"]) == picture(opened, now["images"][0]["url"])).all()
+
+
+def test_a_picture_made_from_one_that_is_gone_is_not_made_from_nothing(visit: Open, studio: Path) -> None:
+    opened = visit()
+    page = opened.go("edit")
+    open_photo(page, studio / "photo.png")
+    page.get_by_label("What it shows instead").fill("a fox of the photo")
+    set_more(page, "Steps", "2")
+    page.get_by_role("button", name="Make it again").click()
+    page.get_by_role("button", name="Go on with this").wait_for()
+
+    def a_day_later(route: Route) -> None:
+        """What the server answers once the upload is no longer kept."""
+        answer = route.fetch()
+        found = answer.json()
+        found["request"]["image"] = {"sha256": found["record"]["parents"][0]}
+        route.fulfill(response=answer, json=found)
+
+    page.route(f"**/api/v1/images/{job(opened, 'edit')['images'][0]['id']}", a_day_later)
+    asked: list[str] = []
+    page.on("request", lambda one: asked.append(one.url) if one.url.endswith("/jobs") else None)
+    opened.go("gallery")
+    page.get_by_label("Search in prompts").fill("fox of the photo")
+    found = page.get_by_role("list", name="Pictures").get_by_role("button")
+    expect(found).to_have_count(1)
+    found.click()
+    dialog = page.get_by_role("dialog", name="Picture")
+    for name in ("Reuse all", "Explain"):
+        dialog.get_by_role("button", name=name, exact=True).click()
+        expect(page.get_by_text("What this picture was made from is no longer here").last).to_be_visible()
+        page.get_by_role("button", name="Dismiss").evaluate_all("(all) => all.forEach((one) => one.click())")
+    expect(dialog).to_be_visible()
+    assert asked == []
 
 
 # Everybody
@@ -827,8 +984,20 @@ def test_on_a_phone_a_comparison_comes_into_sight(visit: Open) -> None:
     page.get_by_label("Prompt", exact=True).fill("a red fox")
     page.get_by_label("Values").first.fill("2, 3")
     page.get_by_role("button", name="Make 2 pictures").click()
+    page.wait_for_function("() => scrollY > 0")
     expect(page.get_by_role("region", name="Grid of pictures")).to_be_in_viewport()
     done(page)
+
+
+def test_on_a_phone_a_finished_story_comes_into_sight(visit: Open) -> None:
+    """One that was asked for elsewhere: nothing has scrolled to its place yet."""
+    page = visit(viewport=SIZES["phone"], has_touch=True).go()
+    prompt(page, "a red fox", 3)
+    page.get_by_role("button", name="Make the picture").click()
+    page.get_by_role("button", name="Explain", exact=True).click()
+    told(page)
+    page.wait_for_function("() => scrollY > 0")
+    expect(page.locator("mz-story h1")).to_be_in_viewport()
 
 
 def test_the_way_back_leads_out_of_a_picture(visit: Open) -> None:

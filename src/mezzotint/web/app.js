@@ -131,7 +131,7 @@ class Key extends View {
   }
 
   render() {
-    return html`<dialog class="ask" aria-label="Key" @cancel=${(event) => event.preventDefault()}>
+    return html`<dialog class="ask" aria-label="Key" @cancel=${(event) => event.preventDefault()} @close=${(event) => event.target.showModal()}>
       <form @submit=${this.send}>
         <h2>This server asks for its key</h2>
         <input type="text" autocomplete="username" value="mezzotint" hidden />

@@ -186,9 +186,7 @@ export class Painter extends View {
   giveUp() {
     if (!this.at) return;
     this.at = null;
-    this.mask.commit();
-    this.mask.undo();
-    this.mask.undone.pop();
+    this.mask.giveUp();
     this.tint();
   }
 

@@ -4,12 +4,12 @@ import "./form.js";
 import * as api from "./api.js";
 import * as axes from "./axes.js";
 import { asGridCommand } from "./commands.js";
-import { action } from "./form.js";
+import { Price, action } from "./form.js";
 import { withTexts } from "./png.js";
 import { duration, toRequest } from "./request.js";
 import { drawSheet } from "./sheet.js";
 import { store } from "./store.js";
-import { View, copy, icon, pixels, save, typed, vars } from "./ui.js";
+import { View, copy, encoded, icon, pixels, reveal, save, typed, vars } from "./ui.js";
 import { html, live, nothing } from "./vendor/lit.js";
 
 const FIELDS = {
@@ -19,11 +19,12 @@ const FIELDS = {
 const AT_ONCE = 8; // records fetched together for a sheet
 
 export class Compare extends View {
-  static properties = { cost: { state: true }, cell: { state: true }, isSaving: { state: true } };
+  static properties = { cell: { state: true }, isSaving: { state: true } };
+  price = new Price(this);
 
   constructor() {
     super();
-    [this.cost, this.cell, this.isSaving] = [null, innerWidth < 600 ? 88 : 160, false];
+    [this.cell, this.isSaving] = [innerWidth < 600 ? 88 : 160, false];
   }
 
   set(patch) {
@@ -58,10 +59,10 @@ export class Compare extends View {
     const plan = this.plan();
     if (!plan || store.isBusy("compare")) return;
     try {
-      const { requests, ...table } = plan;
-      await store.run("compare", requests);
-      this.set({ table: { ...table, base: { ...toRequest(store.form), seed: requests[0].seed } } });
-      if (matchMedia("(max-width: 60rem)").matches) this.querySelector(".result").scrollIntoView({ behavior: "smooth" });
+      const { requests, ...shape } = plan;
+      const table = { ...shape, base: { ...toRequest(store.form), seed: requests[0].seed } };
+      await store.run("compare", requests, {}, { table });
+      reveal(this);
     } catch (error) {
       store.say(error.message, "error");
     }
@@ -69,30 +70,15 @@ export class Compare extends View {
 
   updated() {
     const plan = this.plan();
-    const shape = plan && JSON.stringify([plan.requests.map(({ seed, ...rest }) => rest), store.server?.model?.id]);
-    if (shape === this.priced || !store.server?.model) return;
-    this.priced = shape;
-    clearTimeout(this.pricing);
-    this.cost = null;
-    if (!plan) return;
-    this.pricing = setTimeout(async () => {
-      try {
-        this.cost = await api.estimate(plan.requests);
-      } catch (error) {
-        this.cost = null;
-        this.refused = error.message;
-        this.requestUpdate();
-        return;
-      }
-      this.refused = null;
-    }, 400);
+    this.price.ask(plan?.requests, plan?.requests.map(({ seed, ...rest }) => rest));
   }
 
   render() {
     const plan = this.plan();
     const n = plan?.requests.length ?? 0;
-    const cost = this.cost?.seconds ? `, about ${duration(this.cost.seconds)}` : "";
-    const wrong = this.wrong ?? this.refused;
+    const { cost, refused } = this.price;
+    const time = cost?.seconds ? `, about ${duration(cost.seconds)}` : "";
+    const wrong = this.wrong ?? refused;
     const { mode, x, y } = store.compare;
     return html`
       <h1 class="off-screen" tabindex="-1">Compare</h1>
@@ -108,7 +94,7 @@ export class Compare extends View {
           : html`<p class="note">Parts of the prompt after a <b>|</b> are left in and out, in every combination.</p>`}
         ${wrong ? html`<p class="note is-error" id="wrong" role="status">${wrong}</p>` : nothing}
         <mz-form name="form" use="compare"></mz-form>
-        ${action({ place: "compare", label: n ? `Make ${n} pictures` : "Make the pictures", start: this.make, isDisabled: !n || store.server?.state !== "ready", note: n ? `${n} pictures${cost}` : "" })}
+        ${action({ place: "compare", label: n ? `Make ${n} pictures` : "Make the pictures", start: this.make, isDisabled: !n || store.server?.state !== "ready", note: n ? `${n} pictures${time}` : "" })}
       </form>
       <section class="result" aria-label="Comparison">${this.result()}</section>
     `;
@@ -136,11 +122,10 @@ export class Compare extends View {
 
   result() {
     const job = store.jobs.compare;
-    const { table } = store.compare;
-    if (!job || !table || table.columns * table.rows !== job.requests.length) {
+    if (!job?.table) {
       return html`<div class="invitation"><mz-grain></mz-grain><p><b>Side by side.</b><span>One seed, one prompt, and only what you vary differs.</span></p></div>`;
     }
-    const { x, y, columns, rows, base } = table;
+    const { x, y, columns, rows, base } = job.table;
     const isDone = !store.isBusy("compare");
     const defaults = store.server?.model?.defaults ?? { width: 1, height: 1 };
     const made = job.images.length;
@@ -186,7 +171,7 @@ export class Compare extends View {
   /** The whole table as one labelled PNG that tells how each cell was made. */
   async export() {
     const job = store.jobs.compare;
-    const { x, y, columns, rows, base } = store.compare.table;
+    const { x, y, columns, rows, base } = job.table;
     this.isSaving = true;
     try {
       const bitmaps = [];
@@ -197,7 +182,7 @@ export class Compare extends View {
         told.push(...(await Promise.all(some.map((one) => api.image(one.id)))));
       }
       const { canvas, boxes } = drawSheet(bitmaps, columns, rows, x && ((i) => axes.label(x, i)), y && ((i) => axes.label(y, i)), base.prompt);
-      const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
+      const blob = await encoded(canvas);
       const axis = (one) => one && { field: one.field, values: one.texts };
       const record = {
         schema: 1,

@@ -3,20 +3,15 @@
 import "./form.js";
 import "./stage.js";
 import * as api from "./api.js";
-import { action } from "./form.js";
+import { Price, action } from "./form.js";
 import { actions } from "./picture.js";
 import { duration, toRequest } from "./request.js";
 import { store } from "./store.js";
-import { View, icon } from "./ui.js";
+import { View, opener, reveal } from "./ui.js";
 import { html, nothing } from "./vendor/lit.js";
 
 export class Create extends View {
-  static properties = { cost: { state: true } };
-
-  constructor() {
-    super();
-    this.cost = null;
-  }
+  price = new Price(this);
 
   /** What the model cannot do without, and what the request therefore holds besides the form. */
   get needs() {
@@ -43,7 +38,7 @@ export class Create extends View {
     if (store.isBusy(this.place) || this.lack) return;
     try {
       await store.run(this.place, [this.request], this.how);
-      if (matchMedia("(max-width: 60rem)").matches) this.querySelector(".result").scrollIntoView({ behavior: "smooth" });
+      reveal(this);
     } catch (error) {
       store.say(error.message, "error");
     }
@@ -72,8 +67,7 @@ export class Create extends View {
     return html`<div class="field">
       <span class="row">
         ${reference ? html`<img class="varied" src=${reference.url} alt="the picture to vary" />` : nothing}
-        <button type="button" @click=${() => this.querySelector("input[type=file]").click()}>${icon("open")} ${reference ? "Another picture to vary" : "Open a picture to vary"}</button>
-        <input type="file" hidden aria-label="Open a picture to vary" accept="image/png,image/jpeg,image/webp" @change=${(event) => event.target.files[0] && this.open(event.target.files[0])} />
+        ${opener(reference ? "Another picture to vary" : "Open a picture to vary", (file) => this.open(file))}
       </span>
     </div>`;
   }
@@ -86,24 +80,8 @@ export class Create extends View {
       this.seenSeedOf = job.id;
       if (!store.form.isSeedKept) store.fill("form", { seed });
     }
-    this.price();
-  }
-
-  /** What the request would cost, asked once it has been left alone for a moment. */
-  price() {
-    const { request } = this;
-    if (this.lack) return;
-    const asked = JSON.stringify([request.width, request.height, request.count, request.steps, request.sampler, store.server?.model?.id]);
-    if (asked === this.priced || !store.server?.model) return;
-    this.priced = asked;
-    clearTimeout(this.pricing);
-    this.pricing = setTimeout(async () => {
-      try {
-        this.cost = await api.estimate([request], this.how);
-      } catch {
-        this.cost = null; // what is wrong is said when it is asked for
-      }
-    }, 400);
+    const { request } = this; // what is refused is said when it is asked for
+    if (!this.lack) this.price.ask([request], { ...request, seed: 0, prompt: "", negative: "" }, this.how);
   }
 
   render() {
@@ -127,7 +105,7 @@ export class Create extends View {
   action(label) {
     const { state, detail } = store.server ?? {};
     const waits = { loading: "The model is being read…", draining: "The server is shutting down.", failed: detail }[state];
-    const note = waits ?? this.lack ?? (this.cost?.seconds ? `about ${duration(this.cost.seconds)}` : "");
+    const note = waits ?? this.lack ?? (this.price.cost?.seconds ? `about ${duration(this.price.cost.seconds)}` : "");
     return action({ place: this.place, label, start: this.make, isDisabled: state !== "ready" || Boolean(this.lack), note });
   }
 

@@ -9,7 +9,7 @@ import { Mask, borders } from "./mask.js";
 import { address } from "./picture.js";
 import { toRequest } from "./request.js";
 import { store } from "./store.js";
-import { View, icon, pixels, tool, typed, vars } from "./ui.js";
+import { View, encoded, icon, opener, pixels, tool, typed, vars } from "./ui.js";
 import { html, nothing } from "./vendor/lit.js";
 
 const KEPT = "mezzotint.edited";
@@ -19,13 +19,15 @@ export class Edit extends View {
   static properties = {
     picture: { state: true }, brush: { state: true }, mode: { state: true }, isMaskShown: { state: true },
     zoom: { state: true }, over: { state: true }, border: { state: true }, isWorking: { state: true },
+    dismissed: { state: true },
   };
 
   constructor() {
     super();
-    this.picture = null; // {id or null while only here, bitmap, mask, width, height}
+    this.picture = null; // {id, bitmap, mask, width, height}
     [this.brush, this.mode, this.isMaskShown, this.zoom] = [24, "brush", true, 1];
     this.over = null; // the result that is looked at instead
+    this.dismissed = null; // id of the job whose result belongs to another picture, or was put away
     this.border = { left: 0, top: 0, right: 0, bottom: 0 };
     this.before = []; // pictures that an extension or a result took the place of
     this.isWorking = false;
@@ -36,7 +38,7 @@ export class Edit extends View {
     if (this.picture || store.edited) return;
     try {
       const kept = JSON.parse(sessionStorage.getItem(KEPT));
-      if (kept) this.take(kept.id, null, kept.runs);
+      if (kept) this.take(kept.id, null, kept);
     } catch {
       sessionStorage.removeItem(KEPT);
     }
@@ -60,7 +62,7 @@ export class Edit extends View {
     const finished = stage?.picture ?? (job?.state === "running" ? null : job?.images[0]);
     const frame = job?.previews[job.progress?.number ?? 0]?.at(-1);
     const source = finished?.url ?? (job?.state === "running" ? frame?.data : null) ?? null;
-    if (source === this.shown || this.isDismissed === job?.id) return;
+    if (source === this.shown || this.dismissed === job?.id) return;
     this.shown = source;
     if (!source) {
       this.over = null;
@@ -72,14 +74,14 @@ export class Edit extends View {
     if (this.shown === source) this.over = image;
   }
 
-  /** Take a picture of the gallery or an upload, with a mask if there was one. */
-  async take(id, maskId = null, runs = null) {
+  /** Take a picture of the gallery or an upload, with a mask if there was one, or as it was `kept` over a reload. */
+  async take(id, maskId = null, { runs, dismissed } = {}) {
     try {
       const bitmap = await pixels(address(id));
       const { width, height } = bitmap;
       const mask = runs ? Mask.ofRuns(width, height, runs) : new Mask(width, height);
       if (maskId) mask.data.set(await maskBytes(address(maskId), width, height));
-      this.put({ id, bitmap, mask, width, height }, { isReload: runs !== null });
+      this.put({ id, bitmap, mask, width, height }, dismissed);
     } catch (error) {
       sessionStorage.removeItem(KEPT);
       store.say(error.message, "error");
@@ -96,9 +98,9 @@ export class Edit extends View {
     }
   }
 
-  put(picture, { isReload = false } = {}) {
-    this.picture = picture;
-    this.isDismissed = isReload ? null : store.jobs.edit?.id;
+  /** Show a picture; what the last job made was made of another one, unless `dismissed` says what was put away. */
+  put(picture, dismissed = store.jobs.edit?.id ?? null) {
+    [this.picture, this.dismissed] = [picture, dismissed];
     [this.over, this.shown] = [null, null];
     const side = Math.min(picture.width, picture.height);
     this.brush = Math.max(1, Math.min(this.brush, Math.round(side / 2)));
@@ -109,7 +111,7 @@ export class Edit extends View {
   keep() {
     const { id, mask } = this.picture;
     try {
-      if (id) sessionStorage.setItem(KEPT, JSON.stringify({ id, runs: mask.runs() }));
+      sessionStorage.setItem(KEPT, JSON.stringify({ id, runs: mask.runs(), dismissed: this.dismissed }));
     } catch {
       // no room: a reload forgets the mask
     }
@@ -148,21 +150,31 @@ export class Edit extends View {
   }
 
   /** Add borders: the picture's edge drawn on, and masked, so that they are made new. */
-  extend() {
-    const { bitmap, mask, width, height } = this.picture;
+  async extend() {
+    const { picture } = this;
+    const { bitmap, mask, width, height } = picture;
     const { left, top, right, bottom } = borders(width, height, this.border);
     if (!(left || top || right || bottom)) return;
-    const canvas = document.createElement("canvas");
-    canvas.width = width + left + right;
-    canvas.height = height + top + bottom;
-    const context = canvas.getContext("2d");
-    context.imageSmoothingEnabled = false;
+    const size = [width + left + right, height + top + bottom];
     const columns = [[0, 1, 0, left], [0, width, left, width], [width - 1, 1, left + width, right]];
     const rows = [[0, 1, 0, top], [0, height, top, height], [height - 1, 1, top + height, bottom]];
-    for (const [sx, sw, x, w] of columns) for (const [sy, sh, y, h] of rows) if (w && h) context.drawImage(bitmap, sx, sy, sw, sh, x, y, w, h);
-    this.before.push(this.picture);
-    this.border = { left: 0, top: 0, right: 0, bottom: 0 };
-    this.put({ id: null, bitmap: canvas, mask: mask.extended(left, top, canvas.width, canvas.height), width: canvas.width, height: canvas.height });
+    this.isWorking = true;
+    try {
+      const blob = await png(...size, (context) => {
+        context.imageSmoothingEnabled = false;
+        for (const [sx, sw, x, w] of columns) for (const [sy, sh, y, h] of rows) if (w && h) context.drawImage(bitmap, sx, sy, sw, sh, x, y, w, h);
+      });
+      const { id } = await api.upload(blob);
+      const wider = await pixels(address(id));
+      if (this.picture !== picture) return; // another one was opened meanwhile
+      this.before.push(picture);
+      this.border = { left: 0, top: 0, right: 0, bottom: 0 };
+      this.put({ id, bitmap: wider, mask: mask.extended(left, top, ...size), width: size[0], height: size[1] });
+    } catch (error) {
+      store.say(error.message, "error");
+    } finally {
+      this.isWorking = false;
+    }
   }
 
   /** The result becomes the picture; the mask starts anew. */
@@ -182,14 +194,12 @@ export class Edit extends View {
     if (!this.picture || store.isBusy("edit") || this.isWorking) return;
     this.isWorking = true;
     try {
-      const { bitmap, mask, width, height } = this.picture;
-      this.picture.id ??= (await api.upload(await png(width, height, (context) => context.drawImage(bitmap, 0, 0)))).id;
-      const extra = { image: { upload: this.picture.id } };
+      const { id, mask, width, height } = this.picture;
+      const extra = { image: { upload: id } };
       if (!mask.isEmpty) {
         const blob = await png(width, height, (context) => context.putImageData(new ImageData(mask.pixels(), width, height), 0, 0));
         extra.mask = { upload: (await api.upload(blob)).id };
       }
-      this.isDismissed = null;
       await store.run("edit", [toRequest(store.editForm, extra)]);
     } catch (error) {
       store.say(error.message, "error");
@@ -209,9 +219,8 @@ export class Edit extends View {
       <form class="panel" @submit=${this.make} @keydown=${(event) => (event.ctrlKey || event.metaKey) && event.key === "Enter" && this.make(event)}>
         <div class="field">
           <span class="row">
-            <button type="button" @click=${() => this.querySelector("input[type=file]").click()}>${icon("open")} Open a picture</button>
+            ${opener("Open a picture", (file) => this.open(file))}
             <a class="button" href="#gallery">${icon("gallery")} From the gallery</a>
-            <input type="file" hidden aria-label="Open a picture" accept="image/png,image/jpeg,image/webp" @change=${(event) => event.target.files[0] && this.open(event.target.files[0])} />
           </span>
         </div>
         <mz-form name="editForm" use="edit"></mz-form>
@@ -239,7 +248,7 @@ export class Edit extends View {
           <div class="four">
             ${SIDES.map((side) => html`<div class="field"><label for="border-${side}">${side}</label><input id="border-${side}" type="number" min="0" step="8" .value=${typed(String(this.border[side]))} @change=${(event) => (this.border = { ...this.border, [side]: Math.max(0, Math.round(event.target.valueAsNumber) || 0) })} /></div>`)}
           </div>
-          <button type="button" @click=${this.extend}>Extend the picture</button>
+          <button type="button" ?disabled=${this.isWorking} @click=${this.extend}>Extend the picture</button>
         </div>
       </details>
     `;
@@ -304,13 +313,13 @@ export class Edit extends View {
 
   outcome() {
     const job = store.jobs.edit;
-    const isFinished = job?.images.length && this.isDismissed !== job.id && !store.isBusy("edit");
+    const isFinished = job?.images.length && this.dismissed !== job.id && !store.isBusy("edit");
     return html`
       ${isFinished
         ? html`<div class="row actions" role="group" aria-label="Result">
             <button type="button" aria-pressed=${String(!this.over)} @click=${() => (this.over ? (this.over = null) : ((this.shown = null), this.look()))}>${this.over ? "Show before" : "Show after"}</button>
             <button type="button" class="strong" @click=${this.accept}>${icon("check")} Go on with this</button>
-            <button type="button" @click=${() => { this.isDismissed = job.id; this.over = null; }}>${icon("clear")} Put away</button>
+            <button type="button" @click=${() => { [this.dismissed, this.over] = [job.id, null]; this.keep(); }}>${icon("clear")} Put away</button>
           </div>`
         : nothing}
       <mz-stage bare place="edit" width=${this.picture.width} height=${this.picture.height} @shown=${() => this.requestUpdate()}></mz-stage>
@@ -325,7 +334,7 @@ async function png(width, height, paint) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [width, height];
   paint(canvas.getContext("2d"));
-  return new Promise((done, failed) => canvas.toBlob((blob) => (blob ? done(blob) : failed(new Error("the browser could not encode the picture"))), "image/png"));
+  return encoded(canvas);
 }
 
 /** The bytes of a mask that was uploaded, at the size of the picture. */

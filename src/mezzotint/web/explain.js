@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { Create } from "./create.js";
 import { renderStory } from "./story.js";
 import { store } from "./store.js";
-import { icon, typed } from "./ui.js";
+import { icon, reveal, typed } from "./ui.js";
 import { html, nothing } from "./vendor/lit.js";
 
 /** A story under a style sheet of its own: the same drawing as in the page that `mezzotint explain` writes. */
@@ -63,6 +63,11 @@ export class Explain extends Create {
     super.updated();
     const job = store.jobs.explain;
     if (job?.story && this.story?.of !== job.id) this.read(job.id);
+    if (store.isBusy("explain")) this.awaited = job.id;
+    else if (this.awaited && this.awaited === job?.id && this.querySelector("mz-story")) {
+      this.awaited = null;
+      reveal(this);
+    }
   }
 
   async read(id) {

@@ -7,6 +7,7 @@ import { View, icon, tool, typed, vars } from "./ui.js";
 import { html, live, nothing, repeat } from "./vendor/lit.js";
 
 const COUNTING_PAUSE_MS = 250;
+const PRICING_PAUSE_MS = 400;
 
 /** `name` is the form in the store; `use` is what it is used for: "create", "edit", "compare" or "explain". */
 export class Form extends View {
@@ -321,6 +322,42 @@ export class Form extends View {
 }
 
 customElements.define("mz-form", Form);
+
+/** What requests would cost, for a view: asked once what it depends on has been left alone for a moment. */
+export class Price {
+  cost = null;
+  refused = null; // in the server's words
+  #host;
+  #asked;
+  #waiting;
+
+  constructor(host) {
+    this.#host = host;
+  }
+
+  /** Ask, unless `of` (what the cost of the requests depends on), `how` and the model are those of the last time. */
+  ask(requests, of, how = {}) {
+    const { model } = store.server ?? {};
+    const asked = JSON.stringify([of, how, model?.id]);
+    if (!model || asked === this.#asked) return;
+    this.#asked = asked;
+    clearTimeout(this.#waiting);
+    if (!requests) return this.#tell(null);
+    this.#waiting = setTimeout(async () => {
+      try {
+        const cost = await api.estimate(requests, how);
+        if (asked === this.#asked) this.#tell(cost);
+      } catch (error) {
+        if (asked === this.#asked) this.#tell(null, error.message);
+      }
+    }, PRICING_PAUSE_MS);
+  }
+
+  #tell(cost, refused = null) {
+    Object.assign(this, { cost, refused });
+    this.#host.requestUpdate();
+  }
+}
 
 /** The row under a form: the button that starts, or the one that stops. */
 export function action({ place, label, start, isDisabled = false, note = "" }) {

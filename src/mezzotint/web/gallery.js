@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { edit } from "./picture.js";
 import { store } from "./store.js";
-import { View, figure, go, icon, tool } from "./ui.js";
+import { View, figure, go, icon, opener, tool } from "./ui.js";
 import { html, nothing, repeat } from "./vendor/lit.js";
 
 export class Gallery extends View {
@@ -66,8 +66,7 @@ export class Gallery extends View {
           <label class="find">${icon("search")}<span class="off-screen">Search in prompts</span><input type="search" placeholder="Search in prompts" .value=${this.words} @input=${this.search} /></label>
           <span class="note number" role="status">${this.total === null ? "" : `${figure(this.total)} ${this.total === 1 ? "picture" : "pictures"}`}</span>
           <span class="grow"></span>
-          <button type="button" @click=${() => this.querySelector("input[type=file]").click()}>${icon("open")} Read a picture</button>
-          <input type="file" hidden aria-label="Read a picture" accept="image/png,image/jpeg,image/webp" @change=${(event) => event.target.files[0] && document.querySelector("mz-foreign").read(event.target.files[0])} />
+          ${opener("Read a picture", (file) => document.querySelector("mz-foreign").read(file))}
         </div>
         ${this.total === 0
           ? html`<div class="invitation"><mz-grain></mz-grain>

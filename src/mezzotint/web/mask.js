@@ -38,15 +38,6 @@ export class Mask {
     return { left, top, width: right - left, height: bottom - top };
   }
 
-  /** Set a rectangle, clipped to the picture. */
-  rectangle(left, top, width, height, value = 255) {
-    this.#keep();
-    const [x0, x1] = [Math.max(0, left), Math.min(this.width, left + width)];
-    for (let y = Math.max(0, top); y < Math.min(this.height, top + height); y++) {
-      if (x1 > x0) this.data.fill(value, y * this.width + x0, y * this.width + x1);
-    }
-  }
-
   /** Set everything. */
   fill(value) {
     this.#keep();
@@ -68,6 +59,12 @@ export class Mask {
     this.done.push(step);
     if (this.done.length > UNDO_DEPTH) this.done.shift();
     this.undone = [];
+  }
+
+  /** What was done since the last `commit` never was; every step before stays, also those that could be done again. */
+  giveUp() {
+    if (this.open) this.data.set(this.open);
+    this.open = null;
   }
 
   /** Take the last step back. */

@@ -42,6 +42,7 @@ class Store extends EventTarget {
   reference = null; // the picture to vary, for models that need one: {id, url}
   messages = [];
   asksKey = false;
+  #starting = new Set();
   #following = {};
   #saving = {};
 
@@ -121,17 +122,27 @@ class Store extends EventTarget {
   }
 
   /**
-   * Start a job in a place; `how` are fields of the job besides its requests. A full queue is waited for, as long as
-   * the server says. Throws what the server says.
+   * Start a job in a place; `how` are fields of the job besides its requests, `kept` is what the page keeps with it.
+   * A full queue is waited for, as long as the server says; while the answer is awaited, another press starts nothing.
+   * Throws what the server says.
    */
-  async run(place, requests, how = {}) {
+  async run(place, requests, how = {}, kept = {}) {
+    if (this.#starting.has(place)) return;
+    this.#starting.add(place);
+    try {
+      const job = started(await this.#start(requests, how));
+      this.#put(place, { ...job, ...kept, requests }); // as asked: the form's own words
+      this.#follow(place);
+    } finally {
+      this.#starting.delete(place);
+    }
+  }
+
+  async #start(requests, how) {
     const key = crypto.randomUUID?.() ?? String(Math.random()).slice(2);
     for (let attempt = 1; ; attempt++) {
       try {
-        const job = started(await api.start(requests, key, how));
-        this.#put(place, { ...job, requests }); // as asked: the form's own words
-        this.#follow(place);
-        return;
+        return await api.start(requests, key, how);
       } catch (error) {
         const isFull = error.status === 429 || error.status === 503;
         if (!isFull || attempt === NEW_JOB_TRIES) throw error;
@@ -151,12 +162,6 @@ class Store extends EventTarget {
     } catch (error) {
       this.say(error.message, "error");
     }
-  }
-
-  /** Forget the job of a place; the pictures stay in the gallery. */
-  clear(place) {
-    this.#following[place]?.abort();
-    this.#put(place, null);
   }
 
   async #follow(place) {
@@ -202,8 +207,7 @@ class Store extends EventTarget {
   /** Keep the job over a reload; without its film strip where there is no room for it. */
   save(place) {
     const job = this.jobs[place];
-    if (!job) sessionStorage.removeItem(`${SAVED}.job.${place}`);
-    else if (!write(sessionStorage, `job.${place}`, job)) write(sessionStorage, `job.${place}`, { ...job, previews: {} });
+    if (job && !write(sessionStorage, `job.${place}`, job)) write(sessionStorage, `job.${place}`, { ...job, previews: {} });
   }
 }
 

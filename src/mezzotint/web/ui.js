@@ -97,18 +97,39 @@ export function tool(name, label, act, { isPressed, isDisabled = false, keys } =
   </button>`;
 }
 
-/** Put text on the clipboard and say so; where a browser forbids it, the text is selected instead. */
+/** A button to choose a picture with, which `open` is given; the same file may be chosen again. */
+export function opener(label, open) {
+  const chosen = ({ target }) => {
+    const [file] = target.files;
+    target.value = "";
+    if (file) open(file);
+  };
+  return html`
+    <button type="button" @click=${(event) => event.currentTarget.nextElementSibling.click()}>${icon("open")} ${label}</button>
+    <input type="file" hidden aria-label=${label} accept="image/png,image/jpeg,image/webp" @change=${chosen} />
+  `;
+}
+
+/** Put text on the clipboard and say whether it is there; without https the old way is left, from within the dialog. */
 export async function copy(text, what) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
     const area = Object.assign(document.createElement("textarea"), { value: text, className: "off-screen" });
-    document.body.append(area);
+    (document.querySelector("dialog[open]") ?? document.body).append(area);
     area.select();
-    document.execCommand("copy");
+    const isCopied = document.execCommand("copy");
     area.remove();
+    if (!isCopied) return store.say(`${what} not copied: the browser does not allow it on this page`, "error");
   }
   store.say(`${what} copied`);
+}
+
+/** The PNG of a canvas. */
+export function encoded(canvas) {
+  return new Promise((done, failed) => {
+    canvas.toBlob((blob) => (blob ? done(blob) : failed(new Error("the browser could not encode the picture"))), "image/png");
+  });
 }
 
 /** Save bytes under a name. */
@@ -128,6 +149,11 @@ export async function pixels(url) {
 /** Go to a view. */
 export function go(view) {
   location.hash = view;
+}
+
+/** On a narrow screen the result stands below the form: bring it into sight. */
+export function reveal(view) {
+  if (matchMedia("(max-width: 60rem)").matches) view.querySelector(".result").scrollIntoView({ behavior: "smooth" });
 }
 
 /** A number for people: 2.1, 14.6, 1,234. */
