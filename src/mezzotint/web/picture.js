@@ -9,12 +9,11 @@ import { html, nothing } from "./vendor/lit.js";
 
 const SHOWN = ["model", "seed", "steps", "sampler", "spacing", "guidance", "strength"];
 
-/** The request of a picture without what only records hold. */
-export function usable(request) {
-  const found = { ...request };
-  for (const key of PICTURES) if (found[key] && !found[key].upload) delete found[key];
-  if (!found.image) for (const key of ["image", "mask", "strength", "canvas"]) delete found[key];
-  return found;
+/** The request of a picture if it can be asked for again; null, and said, where what it was made from is gone. */
+function again({ request }) {
+  if (PICTURES.every((key) => !request[key] || request[key].upload)) return request;
+  store.say("What this picture was made from is no longer here: pictures that were opened are kept for a day.", "error");
+  return null;
 }
 
 async function details(id) {
@@ -39,9 +38,9 @@ function leave() {
 /** Every parameter into the form; a picture that was edited goes to Edit with what it was made from. */
 export async function reuse(id) {
   const found = await details(id);
-  if (!found) return;
+  const request = found && again(found);
+  if (!request) return;
   leave();
-  const request = usable(found.request);
   if (request.image) {
     store.reuse(request, "editForm");
     store.set({ edited: { id: request.image.upload, mask: request.mask?.upload ?? null } });
@@ -61,17 +60,18 @@ export function edit(id) {
   go("edit");
 }
 
-/** Have the story of a picture told: it is made again with somebody looking on. */
+/** Have the story of a picture told: it is made again, by the model that made it, with somebody looking on. */
 async function explain(id) {
   if (store.isBusy("explain")) return go("explain");
   const found = await details(id);
-  if (!found) return;
+  const request = found && again(found);
+  if (!request) return;
   leave();
-  const request = usable(found.request);
   if (!request.image) store.reuse(request);
   go("explain");
   try {
-    await store.run("explain", [request], { explain: true });
+    const named = (await api.models()).models.filter((one) => one.name === found.model);
+    await store.run("explain", [request], { explain: true, ...(named.length === 1 ? { model: named[0].id } : {}) });
   } catch (error) {
     store.say(error.message, "error");
   }
@@ -79,9 +79,7 @@ async function explain(id) {
 
 async function copied(id, how, what) {
   const found = await details(id);
-  if (!found) return;
-  const request = usable(found.request);
-  await copy(how(request, found), what);
+  if (found) await copy(how(found.request, found), what);
 }
 
 const HOWS = {
