@@ -279,26 +279,29 @@ def convolves(module: nn.Conv2d) -> bool:
         and module.weight.dtype is torch.bfloat16
         and module.weight.device.type == "cpu"
         and module.in_channels % 16 == 0
-        and module.out_channels % 32 == 0
+        and module.out_channels % 16 == 0
         and "avx512_bf16" in instructions()
     )
 
 
-def convolution_weights(weight: Float[Tensor, "o c 3 3"], *, is_doubled: bool, is_transformed: bool) -> Tensor:
+def convolution_weights(
+    weight: Float[Tensor, "o c 3 3"], *, is_doubled: bool = False, is_transformed: bool = False, is_turned: bool = False
+) -> Tensor:
     """Weights in the order in which `convolve_together` reads them; transformed, `convolve`: 16 / 9 of the size.
 
+    Turned: of the convolution from o to c channels that is the gradient of this one.
     Source: Lavin and Gray 2015, arXiv:1509.09308.
     """
-    return _ops.convolution_weights(weight.detach().contiguous(), is_doubled, is_transformed)
+    return _ops.convolution_weights(weight, is_doubled, is_transformed, is_turned)
 
 
 def convolve_together(
     x: Float[Tensor, "b c h w"],
     weights: Tensor,
     bias: Float[Tensor, "o"],
-    add: Float[Tensor, "b o h2 w2"] | None,
+    add: Float[Tensor, "b o h2 w2"] | None = None,
     *,
-    is_doubled: bool,
+    is_doubled: bool = False,
 ) -> Float[Tensor, "b o h2 w2"]:
     """What `convolve` computes, of whole pictures without factors: weights are read once for all of them."""
     return _ops.convolve_together(x, weights, bias, add, is_doubled)

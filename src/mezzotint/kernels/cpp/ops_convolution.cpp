@@ -21,21 +21,28 @@ template <typename Do> void shared_out(int64_t count, int64_t size, const Tensor
 uint16_t *bits(const Tensor &x) { return reinterpret_cast<uint16_t *>(x.mutable_data_ptr()); }
 const uint16_t *const_bits(const Tensor &x) { return reinterpret_cast<const uint16_t *>(x.const_data_ptr()); }
 
-// Weights [o c 3 3] in the order in which `convolve_together` reads them or, transformed, `convolve`.
-Tensor convolution_weights(const Tensor &weight, bool is_doubled, bool is_transformed) {
+int64_t panels_of(int64_t out_channels) { return (out_channels + OUTPUTS - 1) / OUTPUTS; }
+
+// Weights [o c 3 3] in the order in which `convolve_together` reads them or, transformed, `convolve`. Turned: of the
+// convolution that is the gradient, from o channels to c, the taps from last to first.
+Tensor convolution_weights(const Tensor &weight, bool is_doubled, bool is_transformed, bool is_turned) {
   TORCH_CHECK(has_bf16_pairs(), "convolution_weights: this processor has no AVX512-BF16");
-  TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.is_contiguous() &&
-                  weight.scalar_type() == at::kBFloat16 && weight.size(0) % OUTPUTS == 0 && weight.size(1) % LANES == 0,
-              "convolution_weights: bfloat16 [o c 3 3], contiguous, o a multiple of 32 and c of 16 (found ",
-              weight.scalar_type(), " ", weight.sizes(), ")");
-  const int64_t channels = weight.size(1), panels = weight.size(0) / OUTPUTS, arranged = 9 * channels * OUTPUTS;
+  TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 &&
+                  weight.stride(2) == 3 * weight.stride(3) && weight.scalar_type() == at::kBFloat16 &&
+                  weight.size(0) % LANES == 0 && weight.size(1) % LANES == 0,
+              "convolution_weights: bfloat16 [o c 3 3], o and c multiples of 16 (found ", weight.scalar_type(), " ",
+              weight.sizes(), ")");
+  const int64_t out = is_turned ? 1 : 0, in = 1 - out, tap = weight.stride(3);
+  const Weights weights{const_bits(weight) + (is_turned ? 8 * tap : 0), weight.size(in), weight.size(out),
+                        weight.stride(out), weight.stride(in), is_turned ? -tap : tap};
+  const int64_t panels = panels_of(weights.out_channels), arranged = 9 * weights.channels * OUTPUTS;
   const bool is_expanded = is_transformed && !is_doubled; // nine products have nine weights as they are
-  const int64_t size = is_expanded ? 16 * channels * OUTPUTS : arranged;
+  const int64_t size = is_expanded ? 16 * weights.channels * OUTPUTS : arranged;
   Tensor made = buffer(panels * size, at::kBFloat16, weight);
   shared_out(panels, is_expanded ? arranged / 2 : 0, weight, [&](int64_t panel, float *work) {
     auto *to = is_expanded ? reinterpret_cast<uint16_t *>(work) : bits(made) + panel * size;
-    avx512bf16::arrange(const_bits(weight), channels, panel * OUTPUTS, is_doubled, to);
-    if (is_expanded) avx512bf16::transform(to, channels, bits(made) + panel * size);
+    avx512bf16::arrange(weights, panel * OUTPUTS, is_doubled, to);
+    if (is_expanded) avx512bf16::transform(to, weights.channels, bits(made) + panel * size);
   });
   return made;
 }
@@ -52,9 +59,9 @@ Convolution checked(const char *name, const Tensor &x, const std::optional<Tenso
               name, ": x, y and weights are bfloat16");
   Convolution convolution{x.size(1), x.size(2), x.size(3), y.size(1)};
   const int64_t factor = is_doubled ? 2 : 1;
-  TORCH_CHECK(convolution.channels % LANES == 0 && convolution.out_channels % OUTPUTS == 0 && x.size(0) == y.size(0) &&
+  TORCH_CHECK(convolution.channels % LANES == 0 && convolution.out_channels % LANES == 0 && x.size(0) == y.size(0) &&
                   y.size(2) == factor * x.size(2) && y.size(3) == factor * x.size(3) &&
-                  weights.numel() == matrices * convolution.channels * convolution.out_channels,
+                  weights.numel() == matrices * convolution.channels * OUTPUTS * panels_of(convolution.out_channels),
               name, ": ", x.sizes(), " into ", y.sizes(), " by ", weights.numel(), " weights");
   const auto values = [&](const std::optional<Tensor> &given, int64_t count) -> const float * {
     if (!given) return nullptr;
@@ -130,7 +137,7 @@ Tensor convolve_together(const Tensor &x, const Tensor &weights, const Tensor &b
       avx512bf16::factor_block(convolution, together, at / parts, at % parts * LANES, is_doubled, const_bits(x),
                                bits(factors), work);
     });
-    shared_out(convolution.out_channels / OUTPUTS, size, x, [&](int64_t at, float *work) {
+    shared_out(panels_of(convolution.out_channels), size, x, [&](int64_t at, float *work) {
       avx512bf16::multiply_blocks(convolution, together, at * OUTPUTS, is_doubled, const_bits(factors), bits(y), work);
     });
   }
@@ -140,7 +147,7 @@ Tensor convolve_together(const Tensor &x, const Tensor &weights, const Tensor &b
 } // namespace
 
 TORCH_LIBRARY_FRAGMENT(mezzotint, m) {
-  m.def("convolution_weights(Tensor weight, bool is_doubled, bool is_transformed) -> Tensor");
+  m.def("convolution_weights(Tensor weight, bool is_doubled, bool is_transformed, bool is_turned) -> Tensor");
   m.def("convolve(Tensor x, Tensor? scale, Tensor? offset, Tensor weights, Tensor bias, bool is_doubled, bool is_added, "
         "int first, int last, Tensor(a!) y) -> ()");
   m.def("convolve_together(Tensor x, Tensor weights, Tensor bias, Tensor? add, bool is_doubled) -> Tensor");

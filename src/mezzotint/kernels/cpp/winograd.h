@@ -33,10 +33,17 @@ struct Blocks {
   int64_t tiles; // in whole groups
 };
 
+// Where the weights [o c 3 3] are: how far apart outputs, channels and taps are.
+struct Weights {
+  const uint16_t *data;
+  int64_t channels, out_channels, out_step, step, tap_step;
+};
+
 namespace avx512bf16 {
 // Weights are kept for each 32 channels o, and of these for each 256 channels c, as matrices [c / 2][32][2]: arranged, the
-// nine taps of [o c 3 3] or, doubled, weights of the nine products; transformed, weights of all sixteen products.
-void arrange(const uint16_t *weights, int64_t channels, int64_t channel, bool is_doubled, uint16_t *arranged);
+// nine taps or, doubled, weights of the nine products; transformed, weights of all sixteen products. What the last 32 lack
+// is zeros.
+void arrange(const Weights &, int64_t channel, bool is_doubled, uint16_t *arranged);
 void transform(const uint16_t *arranged, int64_t channels, uint16_t *transformed);
 
 // Block by block, with weights of all products. 32-bit values of memory that it works in.

@@ -213,6 +213,7 @@ void write(const Convolution &convolution, const Tiles &block, int64_t channel, 
            const uint16_t *added, uint16_t *y) {
   constexpr int N = Axis::PATCH;
   const int64_t rows = convolution.rows * 2 / Axis::STEP, columns = convolution.columns * 2 / Axis::STEP;
+  const bool is_whole = channel + OUTPUTS <= convolution.out_channels; // or the last 16
   for (int64_t i = 0; i < block.rows(); i++)
     for (int64_t j = 0; j < block.columns(); j++, from += OUTPUTS) {
       Floats out[2][4];
@@ -227,14 +228,15 @@ void write(const Convolution &convolution, const Tiles &block, int64_t channel, 
         Axis::out(h + N, 1, out[half] + 2, 1);
       }
       const Floats left = _mm512_loadu_ps(convolution.bias + channel);
-      const Floats right = _mm512_loadu_ps(convolution.bias + channel + LANES);
+      const Floats right = _mm512_maskz_loadu_ps(is_whole ? 0xffff : 0, convolution.bias + channel + LANES);
       const int64_t row = 2 * (block.first_row + i), column = 2 * (block.first_column + j);
       for (int p = 0; p < 4; p++) {
         if (row + p / 2 >= rows || column + p % 2 >= columns) continue;
         const int64_t at = ((row + p / 2) * columns + column + p % 2) * convolution.out_channels + channel;
         Floats a = out[0][p] + left, b = out[1][p] + right;
-        if (added) a += widened(added + at), b += widened(added + at + LANES);
-        _mm512_storeu_si512(y + at, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+        if (added) a += widened(added + at);
+        if (added && is_whole) b += widened(added + at + LANES);
+        _mm512_mask_storeu_epi32(y + at, is_whole ? 0xffff : 0xff, (__m512i)_mm512_cvtne2ps_pbh(b, a));
       }
     }
 }
@@ -340,23 +342,25 @@ inline uint16_t rounded(float x) {
 
 } // namespace
 
-void arrange(const uint16_t *weights, int64_t channels, int64_t channel, bool is_doubled, uint16_t *arranged) {
+void arrange(const Weights &weights, int64_t channel, bool is_doubled, uint16_t *arranged) {
+  const int64_t channels = weights.channels, outputs = std::min(OUTPUTS, weights.out_channels - channel);
+  if (outputs < OUTPUTS) std::memset(arranged, 0, sizeof(uint16_t) * 9 * channels * OUTPUTS);
   for (int64_t first = 0; first < channels; first += CHUNK) {
     const int64_t width = std::min(CHUNK, channels - first);
     uint16_t *to = arranged + first * 9 * OUTPUTS;
-    for (int64_t o = 0; o < OUTPUTS; o++)
+    for (int64_t o = 0; o < outputs; o++)
       for (int64_t c = 0; c < width; c++) {
-        const uint16_t *taps = weights + ((channel + o) * channels + first + c) * 9;
-        uint16_t *at = to + c / 2 * 2 * OUTPUTS + 2 * o + c % 2, made[9];
-        if (is_doubled) {
-          float g[9], h[9], u[9];
-          for (int k = 0; k < 9; k++) g[k] = widened(taps[k]);
-          for (int k = 0; k < 3; k++) Doubled::weigh(g + k, 3, h + k, 3);
-          for (int k = 0; k < 3; k++) Doubled::weigh(h + 3 * k, 1, u + 3 * k, 1);
-          for (int k = 0; k < 9; k++) made[k] = rounded(u[k]);
-          taps = made;
+        const uint16_t *from = weights.data + (channel + o) * weights.out_step + (first + c) * weights.step;
+        uint16_t *at = to + c / 2 * 2 * OUTPUTS + 2 * o + c % 2;
+        if (!is_doubled) {
+          for (int k = 0; k < 9; k++) at[k * width * OUTPUTS] = from[k * weights.tap_step];
+          continue;
         }
-        for (int k = 0; k < 9; k++) at[k * width * OUTPUTS] = taps[k];
+        float g[9], h[9], u[9];
+        for (int k = 0; k < 9; k++) g[k] = widened(from[k * weights.tap_step]);
+        for (int k = 0; k < 3; k++) Doubled::weigh(g + k, 3, h + k, 3);
+        for (int k = 0; k < 3; k++) Doubled::weigh(h + 3 * k, 1, u + 3 * k, 1);
+        for (int k = 0; k < 9; k++) at[k * width * OUTPUTS] = rounded(u[k]);
       }
   }
 }
