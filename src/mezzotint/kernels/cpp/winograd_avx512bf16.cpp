@@ -198,13 +198,12 @@ inline void multiply(const uint16_t *factors, int64_t step, int64_t channels, co
 }
 
 // The same of all tiles and products, whose factors are `factor_step` apart, in one chunk of channels.
-template <typename Axis>
+template <typename Axis, bool IS_FIRST>
 void multiply_all(const uint16_t *factors, int64_t factor_step, int64_t step, int64_t width, int64_t tiles,
-                  const uint16_t *weights, bool is_first, float *products, int64_t product_step) {
-  const auto run = is_first ? multiply<true> : multiply<false>;
+                  const uint16_t *weights, float *products, int64_t product_step) {
   for (int64_t k = 0; k < PRODUCTS<Axis>; k++, factors += factor_step, weights += width * OUTPUTS, products += product_step)
     for (int64_t tile = 0; tile < tiles; tile += GROUP)
-      run(factors + tile * step, step, width, weights, products + tile * OUTPUTS);
+      multiply<IS_FIRST>(factors + tile * step, step, width, weights, products + tile * OUTPUTS);
 }
 
 // Products of all tiles become 32 channels of outputs, `channel` the first.
@@ -235,8 +234,11 @@ void write(const Convolution &convolution, const Tiles &block, int64_t channel, 
         const int64_t at = ((row + p / 2) * columns + column + p % 2) * convolution.out_channels + channel;
         Floats a = out[0][p] + left, b = out[1][p] + right;
         if (added) a += widened(added + at);
-        if (added && is_whole) b += widened(added + at + LANES);
-        _mm512_mask_storeu_epi32(y + at, is_whole ? 0xffff : 0xff, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+        if (is_whole) {
+          if (added) b += widened(added + at + LANES);
+          _mm512_storeu_si512(y + at, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+        } else
+          _mm256_storeu_si256(reinterpret_cast<__m256i *>(y + at), (__m256i)_mm512_cvtneps_pbh(a));
       }
     }
 }
@@ -262,8 +264,8 @@ void convolve_by(const Convolution &convolution, const Tiles &block, const uint1
     fetch<Axis>(convolution, block, channel, y);
     for (int64_t first = 0; first < channels; first += CHUNK) {
       const int64_t width = std::min(CHUNK, channels - first);
-      multiply_all<Axis>(work.factors + first, work.factor_step, channels, width, work.tiles, weights, first == 0,
-                         work.products, work.product_step);
+      const auto run = first ? multiply_all<Axis, false> : multiply_all<Axis, true>;
+      run(work.factors + first, work.factor_step, channels, width, work.tiles, weights, work.products, work.product_step);
       weights += PRODUCTS<Axis> * width * OUTPUTS;
     }
     write<Axis>(convolution, block, channel, work.products, work.product_step, convolution.added, y);
@@ -308,8 +310,9 @@ void multiply_blocks_by(const Convolution &convolution, const Blocks &blocks, in
     const int64_t width = all.width(first);
     const uint16_t *weights = arranged + first * 9 * OUTPUTS;
     if (PRODUCTS<Axis> == 16) expand(weights, width / 2, transformed), weights = transformed;
-    multiply_all<Axis>(factors + all.chunk(first), all.factor_step(first), width, width, blocks.tiles, weights, first == 0,
-                       products, all.product_step());
+    const auto run = first ? multiply_all<Axis, false> : multiply_all<Axis, true>;
+    run(factors + all.chunk(first), all.factor_step(first), width, width, blocks.tiles, weights, products,
+        all.product_step());
   }
   const int64_t size = 4 / Axis::STEP / Axis::STEP * convolution.rows * convolution.columns * convolution.out_channels;
   for (const auto &[tiles, picture, at] : blocks.each)
