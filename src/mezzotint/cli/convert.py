@@ -38,7 +38,7 @@ def convert(
     if to not in (None, "diffusers", "ldm"):
         raise RequestError(f"--to {to!r}: must be diffusers or ldm")
     from mezzotint.checkpoints.convert import convert as convert_checkpoint
-    from mezzotint.pipeline.system import locate
+    from mezzotint.pipeline.source import locate
 
     report = convert_checkpoint(
         locate(source)[0],

@@ -7,7 +7,7 @@ import typer
 
 from mezzotint.cli.console import stdout
 from mezzotint.cli.options import Device, Dtype, Model, Weights
-from mezzotint.errors import CheckpointError, RequestError
+from mezzotint.errors import RequestError
 
 Gallery = Annotated[Path, typer.Option(help="Folder that pictures and their index are kept in.")]
 
@@ -46,7 +46,6 @@ def serve(
     Example: mezzotint serve -m model --port 8000
     """
     try:
-        from mezzotint.serve.models import PACKAGED, packaged
         from mezzotint.serve.store import Store
     except ImportError:
         raise _lacking() from None
@@ -62,11 +61,6 @@ def serve(
         from mezzotint.serve.works import Settings
     except ImportError:
         raise _lacking() from None
-    if model == PACKAGED and not packaged().is_dir():
-        raise CheckpointError("this installation has no packaged model 'icons'; name a checkpoint with --model")
-    is_hub_id = model.count("/") == 1 and not model.startswith((".", "~", "/"))
-    if model != PACKAGED and not Path(model).expanduser().exists() and not is_hub_id:
-        raise CheckpointError(f"{model!r}: no such file or folder, and not a hub id (ORG/NAME)")
     settings = Settings(
         dtype=dtype,
         device=device,

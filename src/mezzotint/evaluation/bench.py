@@ -9,7 +9,6 @@ import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from mezzotint.evaluation.clip_score import Texts, read_texts
 from mezzotint.evaluation.features import Extractor, extractor
 from mezzotint.evaluation.prompt_sets import PromptSet, read_prompts
 from mezzotint.evaluation.spec import REFERENCE, SINGLE, TRAINING, EvaluationSpec
+from mezzotint.evaluation.tower import place_of
 from mezzotint.evaluation.work import SETS, GivenPictures, MadePictures, Source, StoredPictures, WorkSet, key_of, stored
 from mezzotint.pipeline.system import System, load
 from mezzotint.prompts.tokenizer import bundled, from_folder
@@ -121,8 +121,7 @@ class Bench:
     def judge(self) -> Path:
         """Where the CLIP that scores lies."""
         assert self.spec.clip is not None
-        packaged = Path(str(resources.files("mezzotint"))) / "assets" / "icons-parts" / "evaluator"
-        return packaged if self.spec.clip == JUDGE else Path(self.spec.clip)
+        return place_of(self.spec.clip)
 
     def texts(self, prompts: Sequence[str]) -> tuple[str, Texts]:
         """The name of the CLIP that scores, and its features of the prompts."""
