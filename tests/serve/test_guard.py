@@ -80,7 +80,7 @@ def test_a_connection_that_takes_no_answer_is_no_error(host: str, caplog: pytest
 
 def test_a_public_address_without_a_key_is_refused(tmp_path: Path):
     with pytest.raises(RequestError, match="can be reached from other machines: give a key"):
-        serve("x", Place(host="0.0.0.0", gallery=tmp_path), print)
+        serve(Place(host="0.0.0.0", gallery=tmp_path), print)
     assert not list(tmp_path.iterdir())
 
 

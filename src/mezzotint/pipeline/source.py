@@ -1,12 +1,56 @@
-"""Where a model is: a folder, a file, an id of the hub, or the one in this package. No torch."""
+"""Which model, how it is loaded, and where it is: a path, an id of the hub, or the one in this package. No torch."""
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mezzotint.errors import CheckpointError
 from mezzotint.storage import asset
 
+if TYPE_CHECKING:
+    from mezzotint.pipeline.system import System
+
 PACKAGED = "icons"  # what the model in this package is asked for as
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Which model, and how it is loaded: the arguments of `mezzotint.load`.
+
+    Those with a help are flags of every verb that loads a model.
+    """
+
+    model: str = field(default=PACKAGED, metadata={"help": "checkpoint: folder, file, ORG/NAME, or icons"})
+    dtype: str = field(default="auto", metadata={"help": "precision of the model: auto, float32, bfloat16 or float16"})
+    device: str = field(default="auto", metadata={"help": "where the model runs: auto, cpu, cuda, mps"})
+    weights: str = field(
+        default="auto",
+        metadata={"help": "the U-Net's: auto, int8 (half the memory) or w8a8 (faster, too): approximations"},
+    )
+    preset: str | None = field(
+        default=None, metadata={"help": "family of the checkpoint, if it should not be detected"}
+    )
+    objective: str | None = field(
+        default=None,
+        metadata={"help": "what the U-Net predicts, if it should not be detected: epsilon, v_prediction or sample"},
+    )
+    vae: Path | None = field(default=None, metadata={"help": "stand-alone VAE to use instead of the checkpoint's own"})
+    unclip_stats: Path | None = field(
+        default=None, metadata={"help": "statistics of image embeddings, for files of unCLIP-L"}
+    )
+    kernels: str | Mapping[str, Any] = "auto"  # Any: a record's own, which `load` checks
+
+    def load(self) -> "System":
+        """The model, with its networks mapped from the file."""
+        from mezzotint.pipeline.system import load
+
+        how = asdict(self)
+        return load(how.pop("model"), **how)
+
+
+SAID: dict[str, str] = {one.name: one.metadata["help"] for one in fields(Source) if one.metadata}
+"""What the fields of `Source` say of themselves: the help of flags."""
 
 
 class Place(NamedTuple):
