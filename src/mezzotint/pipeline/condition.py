@@ -56,7 +56,7 @@ def told(system: "System", request: Request) -> Sides:
 
 
 def encoded(system: "System", request: Request) -> tuple[Encoded, Encoded]:
-    """Prompt and negative prompt as all text towers of the system read them; the latter only where there is guidance."""
+    """Prompt and negative prompt as all text towers read them; the latter only where there is guidance."""
     unwanted, empty = _opposite(system, request)
     return encode_pair(
         request.prompt,
