@@ -76,6 +76,10 @@ class Works:
         """Do something with the store, in the thread for that."""
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
 
+    def has(self, model: str) -> bool:
+        """Whether the model of this id is the one that is loaded."""
+        return self.model is not None and self.model["id"] == model
+
     # what the engine does
 
     async def _began(self) -> None:
@@ -197,7 +201,7 @@ class Works:
         while self._is_up and self._loading is None and self.state not in {"failed"}:
             order = self.queue.order()
             wanted = self.jobs[order[0].job].model if order else self.entry.id
-            if self.model is None or self.model["id"] != wanted:
+            if not self.has(wanted):
                 if self.queue.running:
                     return
                 entry = self.shelf.find(wanted)
