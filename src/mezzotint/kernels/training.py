@@ -1,8 +1,9 @@
 """Networks of the family as they are trained on a processor: the same weights and function, quicker both ways.
 
 `quicken` gives modules of a network forward methods of the classes here: GroupNorm with SiLU and GEGLU compiled with
-their gradients, one product for queries, keys and values, 1x1 convolutions as products, and a nearest upsampling with
-the 3x3 convolution behind it as 2x2 convolutions (16 multiplications instead of 36). It is done to the working copies
+their gradients, one product for queries, keys and values, 1x1 convolutions as products, 3x3 ones in bfloat16 and their
+gradient to the input by Winograd's way, and a nearest upsampling with the 3x3 convolution behind it as 2x2 convolutions
+(16 multiplications instead of 36, both). It is done to the working copies
 of a run, never to a network that is anybody's. Forward hooks of the layers inside are not called.
 """
 
@@ -52,6 +53,13 @@ class QuickResBlock(ResBlock):
         return (pointwise(x, self.shortcut) if isinstance(self.shortcut, nn.Conv2d) else x) + h
 
 
+class QuickGroupNorm(nn.GroupNorm):
+    """A GroupNorm that stands alone, of channels-last maps."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return group_norm(input, self, is_silu=False)
+
+
 class QuickUpsample(Upsample):
     """Nearest neighbour to twice the size, and the convolution behind it."""
 
@@ -93,6 +101,7 @@ class QuickFeedForward(FeedForward):
 
 
 _QUICK: dict[type[nn.Module], type[nn.Module]] = {
+    nn.GroupNorm: QuickGroupNorm,
     ResBlock: QuickResBlock,
     Upsample: QuickUpsample,
     Transformer: QuickTransformer,
