@@ -258,5 +258,5 @@ def test_it_refuses_whole_maps_that_it_would_misread():
         native.convolve_together(x, weights, torch.zeros(64), None, is_doubled=False)
     with pytest.raises(RuntimeError, match=r"added to \[2, 32, 4, 4\]"):
         native.convolve_together(x, weights, torch.zeros(32), x, is_doubled=False)
-    with pytest.raises(RuntimeError, match=r"convolution_weights: bfloat16 \[o c 3 3\]"):
+    with pytest.raises(RuntimeError, match=r"convolution_weights: bfloat16 or whole int8 \[o c 3 3\]"):
         native.convolution_weights(torch.zeros(32, 8, 3, 3).bfloat16(), is_doubled=False, is_transformed=False)

@@ -1,5 +1,6 @@
 """Weights in 8 bits: what is rounded is what is said, integers are multiplied exactly, and the network stays near."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from mezzotint.errors import RequestError
 from mezzotint.kernels import native, policy
 from mezzotint.kernels.choices import PACKED, PLAIN, KernelSet
 from mezzotint.kernels.execution import Execution
-from mezzotint.kernels.int8 import multiplies_bytes, rounded
+from mezzotint.kernels.int8 import Int8Winograd, multiplies_bytes, rounded
 from mezzotint.kernels.packed import phases, spread
 from mezzotint.kernels.unet import FastUNet
 from mezzotint.kernels.workshop import Workshop
@@ -95,6 +96,35 @@ def test_a_convolution_is_that_of_what_was_rounded(kernels: KernelSet, stride: i
         assert relative(found.double(), exact + own.double().view(-1, 1, 1) + other.double()) < 2e-6
     off = F.conv2d(F.pad(given, (1, 1, 1, 1), value=3 * given.abs().max().item() / 127), weight, None, stride)
     assert relative(off, exact) > 1e-3  # bytes that are off by 3 around the picture would show
+
+
+@pytest.mark.parametrize("kernels", [INT8, pytest.param(W8A8, marks=needs_bytes)], ids=lambda k: k.weights)
+@pytest.mark.usefixtures("compiled")
+@torch.no_grad()
+def test_a_convolution_of_few_products_has_weights_of_8_bits(
+    kernels: KernelSet, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+):
+    """Its inputs are not rounded, its weights have a scale for each output: one for all is caught."""
+    if "avx512_bf16" not in native.instructions():
+        pytest.skip("no AVX512-BF16: the compiled convolution is not tested, its fallback is")
+    module: nn.Conv2d = made(nn.Conv2d(288, 48, 3, padding=1), generator).bfloat16()
+    module.weight.mul_(torch.logspace(-1, 1, 48).view(-1, 1, 1, 1))
+    kernels = replace(kernels, convolution="winograd")
+    x = torch.randn(3, 288, 9, 7, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
+    exact = F.conv2d(x.double(), weight_of(module, torch.float32), module.state_dict()["bias"].double(), 1, 1)
+    layer = Workshop(kernels).convolution(module)
+    assert isinstance(layer, Int8Winograd)
+    for _ in range(2):
+        assert relative(layer(x).double(), exact) < 5e-3  # measured: 4.2e-3
+        assert relative(layer(x, add=layer(x)).double(), 2 * exact) < 6e-3  # rounded twice
+    right = native.convolve_together
+
+    def by_one_scale(x: Tensor, weights: Tensor, bias: Tensor, add: Tensor | None, **more: Any) -> Tensor:
+        more["steps"] = torch.full_like(more["steps"], float(more["steps"].mean()))
+        return right(x, weights, bias, add, **more)
+
+    monkeypatch.setattr(native, "convolve_together", by_one_scale)
+    assert relative(layer(x).double(), exact) > 0.1
 
 
 @needs_bytes

@@ -64,16 +64,20 @@ class WholeWinograd:
 
     def __init__(self, module: nn.Conv2d, *, is_doubled: bool) -> None:
         self._module, self._is_doubled = module, is_doubled
-        self._weights: Tensor | None = None
+        self._weights: tuple[Tensor, Tensor | None] | None = None
         self._bias = _bias(module)
 
     def __call__(self, x: Tensor, *, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
-        if self._weights is None:
-            self._weights = _weights(self._module, is_doubled=self._is_doubled, is_transformed=False)
+        weights, steps = self._weights or self._made()
         x = x.contiguous(memory_format=torch.channels_last)
         add = None if add is None else add.contiguous(memory_format=torch.channels_last)
         bias = self._bias if bias is None else bias.float()
-        return native.convolve_together(x, self._weights, bias, add, is_doubled=self._is_doubled)
+        return native.convolve_together(x, weights, bias, add, steps=steps, is_doubled=self._is_doubled)
+
+    def _made(self) -> tuple[Tensor, Tensor | None]:
+        """Weights in the kernel's order and, if they are whole numbers, what they are multiples of."""
+        self._weights = (_weights(self._module, is_doubled=self._is_doubled, is_transformed=False), None)
+        return self._weights
 
 
 def _weights(module: nn.Conv2d, *, is_doubled: bool, is_transformed: bool) -> Tensor:

@@ -3,7 +3,8 @@
 `int8` rounds weights only, to 255 steps of one scale per output, and computes with what they stand for, made anew at
 every call: half the memory of bfloat16, a little slower. `w8a8` rounds the input, too, by one scale for all of it that
 is found at every call, and multiplies integers: about twice the rate of bfloat16 where the processor multiplies four
-pairs of bytes at once.
+pairs of bytes at once. Both leave the inputs of 3x3 convolutions by Winograd's way as they are: products of bytes would
+take as long.
 
 Sources: Jacob et al. 2017, arXiv:1712.05877 (products of integers); Dettmers et al. 2022, arXiv:2208.07339 (a scale of
 the input that is found when it is there).
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.kernels import native
+from mezzotint.kernels.convolution import WholeWinograd
 from mezzotint.kernels.packed import PackedConvolution, PackedLinear, Weights
 from mezzotint.kernels.pages import give_back
 
@@ -156,3 +158,13 @@ class W8A8Convolution(PackedConvolution):
         self._bias = None if bias is None else bias.float()
         give_back(self._sources)
         return self._bytes
+
+
+class Int8Winograd(WholeWinograd):
+    """A 3x3 convolution of few products whose weights are kept in 8 bits; its input is not rounded."""
+
+    def _made(self) -> tuple[Tensor, Tensor | None]:
+        steps, scale = rounded(self._module.weight, torch.float32)
+        self._weights = (native.convolution_weights(steps), scale.flatten())
+        give_back([self._module])
+        return self._weights

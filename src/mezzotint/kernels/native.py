@@ -304,10 +304,14 @@ def convolve_together(
     bias: Float[Tensor, "o"],
     add: Float[Tensor, "b o h2 w2"] | None = None,
     *,
+    steps: Float[Tensor, "o"] | None = None,
     is_doubled: bool = False,
 ) -> Float[Tensor, "b o h2 w2"]:
-    """What `convolve` computes, of whole pictures without factors: weights are read once for all of them."""
-    return _ops.convolve_together(x, weights, bias, add, is_doubled)
+    """What `convolve` computes, of whole pictures without factors: weights are read once for all of them.
+
+    With `steps`, weights are int8, whole multiples of them; not doubled.
+    """
+    return _ops.convolve_together(x, weights, bias, add, steps, is_doubled)
 
 
 def convolution_gradient(g: Float[Tensor, "b o h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "o c 3 3"]:

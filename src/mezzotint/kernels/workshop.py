@@ -11,7 +11,7 @@ from torch import nn
 from mezzotint.kernels import native
 from mezzotint.kernels.choices import KernelSet
 from mezzotint.kernels.convolution import WholeWinograd
-from mezzotint.kernels.int8 import Int8Convolution, Int8Linear, W8A8Convolution, W8A8Linear
+from mezzotint.kernels.int8 import Int8Convolution, Int8Linear, Int8Winograd, W8A8Convolution, W8A8Linear
 from mezzotint.kernels.packed import (
     Convolution,
     Linear,
@@ -86,18 +86,19 @@ class Workshop:
 
     def doubled(self, module: nn.Conv2d) -> Convolution:
         """A 3x3 convolution of the nearest upsampling of a map."""
-        if self._is_winograd(module):
+        if self._is_winograd(module) and self.kernels.weights == "packed":
             return self._winograd(module, is_doubled=True)
         return PackedDouble(self._packed_convolution((True, id(module)), lambda: phases(module), module, (1, 1)))
 
     def _is_winograd(self, module: nn.Conv2d) -> bool:
-        return self.kernels.convolution == "winograd" and self.kernels.weights == "packed" and native.convolves(module)
+        return self.kernels.convolution == "winograd" and self.kernels.weights != "plain" and native.convolves(module)
 
     def _winograd(self, module: nn.Conv2d, *, is_doubled: bool) -> WholeWinograd:
         key = (is_doubled, id(module))
         made = self._whole.get(key)
         if made is None:
-            made = self._whole[key] = WholeWinograd(module, is_doubled=is_doubled)
+            make = WholeWinograd if self.kernels.weights == "packed" else Int8Winograd
+            made = self._whole[key] = make(module, is_doubled=is_doubled)
         return made
 
     def _packed_convolution(

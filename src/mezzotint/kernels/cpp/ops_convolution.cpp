@@ -28,23 +28,31 @@ int64_t panels_of(int64_t out_channels) { return (out_channels + OUTPUTS - 1) / 
 // Weights [o c 3 3] in the order in which `convolve_together` reads them or, transformed, `convolve`. Turned: of the
 // convolution that is the gradient, from o channels to c, the taps from last to first.
 Tensor convolution_weights(const Tensor &weight, bool is_doubled, bool is_transformed, bool is_turned) {
+  const bool is_byte = weight.scalar_type() == at::kChar;
   TORCH_CHECK(has_bf16_pairs(), "convolution_weights: this processor has no AVX512-BF16");
   TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 &&
-                  weight.stride(2) == 3 * weight.stride(3) && weight.scalar_type() == at::kBFloat16 &&
-                  weight.size(0) % LANES == 0 && weight.size(1) % LANES == 0,
-              "convolution_weights: bfloat16 [o c 3 3], o and c multiples of 16 (found ", weight.scalar_type(), " ",
-              weight.sizes(), ")");
-  const int64_t out = is_turned ? 1 : 0, in = 1 - out, tap = weight.stride(3);
-  const Weights weights{const_bits(weight) + (is_turned ? 8 * tap : 0), weight.size(in), weight.size(out),
-                        weight.stride(out), weight.stride(in), is_turned ? -tap : tap};
+                  weight.stride(2) == 3 * weight.stride(3) && weight.size(0) % LANES == 0 && weight.size(1) % LANES == 0 &&
+                  (weight.scalar_type() == at::kBFloat16 || (is_byte && !is_doubled && !is_transformed)),
+              "convolution_weights: bfloat16 or whole int8 [o c 3 3], o and c multiples of 16 (found ",
+              weight.scalar_type(), " ", weight.sizes(), ")");
+  const int64_t out = is_turned ? 1 : 0, in = 1 - out, tap = weight.stride(3), item = weight.element_size();
+  const Weights weights{static_cast<const char *>(weight.const_data_ptr()) + (is_turned ? 8 * tap * item : 0),
+                        is_byte,
+                        weight.size(in),
+                        weight.size(out),
+                        weight.stride(out),
+                        weight.stride(in),
+                        is_turned ? -tap : tap};
   const int64_t panels = panels_of(weights.out_channels), arranged = 9 * weights.channels * OUTPUTS;
   const bool is_expanded = is_transformed && !is_doubled; // nine products have nine weights as they are
   const int64_t size = is_expanded ? 16 * weights.channels * OUTPUTS : arranged;
-  Tensor made = buffer(panels * size, at::kBFloat16, weight);
+  Tensor made = buffer(panels * size, weight.scalar_type(), weight);
+  auto *all = static_cast<char *>(made.mutable_data_ptr());
   shared_out(panels, is_expanded ? arranged / 2 : 0, weight, [&](int64_t panel, float *work) {
-    auto *to = is_expanded ? reinterpret_cast<uint16_t *>(work) : bits(made) + panel * size;
-    avx512bf16::arrange(weights, panel * OUTPUTS, is_doubled, to);
-    if (is_expanded) avx512bf16::transform(to, weights.channels, bits(made) + panel * size);
+    char *to = all + panel * size * item;
+    avx512bf16::arrange(weights, panel * OUTPUTS, is_doubled, is_expanded ? static_cast<void *>(work) : to);
+    if (is_expanded)
+      avx512bf16::transform(reinterpret_cast<uint16_t *>(work), weights.channels, reinterpret_cast<uint16_t *>(to));
   });
   return made;
 }
@@ -52,13 +60,14 @@ Tensor convolution_weights(const Tensor &weight, bool is_doubled, bool is_transf
 // What the tensors say: of b pictures x, through scale, offset and SiLU if they are there, into y, and `add` to it.
 Convolution checked(const char *name, const Tensor &x, const std::optional<Tensor> &scale,
                     const std::optional<Tensor> &offset, const Tensor &weights, const Tensor &bias,
-                    const std::optional<Tensor> &add, bool is_doubled, int64_t matrices, const Tensor &y) {
+                    const std::optional<Tensor> &add, const std::optional<Tensor> &steps, bool is_doubled,
+                    int64_t matrices, const Tensor &y) {
   check_picture(name, x);
   check_picture(name, y);
   TORCH_CHECK(has_bf16_pairs(), name, ": this processor has no AVX512-BF16");
   TORCH_CHECK(x.scalar_type() == at::kBFloat16 && y.scalar_type() == at::kBFloat16 &&
-                  weights.scalar_type() == at::kBFloat16 && weights.is_contiguous(),
-              name, ": x, y and weights are bfloat16");
+                  weights.scalar_type() == (steps ? at::kChar : at::kBFloat16) && weights.is_contiguous(),
+              name, ": x, y and weights are bfloat16, or weights int8 and their steps float32");
   Convolution convolution{x.size(1), x.size(2), x.size(3), y.size(1)};
   const int64_t factor = is_doubled ? 2 : 1;
   TORCH_CHECK(convolution.channels % LANES == 0 && convolution.out_channels % LANES == 0 && x.size(0) == y.size(0) &&
@@ -68,14 +77,15 @@ Convolution checked(const char *name, const Tensor &x, const std::optional<Tenso
   const auto values = [&](const std::optional<Tensor> &given, int64_t count) -> const float * {
     if (!given) return nullptr;
     TORCH_CHECK(given->scalar_type() == at::kFloat && given->is_contiguous() && given->numel() == count, name,
-                ": bias, scale and offset are float32, one for every channel");
+                ": bias, scale, offset and steps are float32, one for every channel");
     return given->const_data_ptr<float>();
   };
   convolution.bias = values(bias, convolution.out_channels);
   convolution.scale = values(scale, convolution.channels);
   convolution.offset = values(offset, convolution.channels);
   TORCH_CHECK(!convolution.scale == !convolution.offset, name, ": scale and offset come together");
-  convolution.weights = const_bits(weights);
+  convolution.steps = values(steps, convolution.out_channels);
+  convolution.weights = weights.const_data_ptr();
   if (add) check_picture(name, *add);
   TORCH_CHECK(!add || (add->sizes() == y.sizes() && add->scalar_type() == y.scalar_type()), name, ": ",
               add ? add->sizes() : y.sizes(), " added to ", y.sizes());
@@ -89,8 +99,8 @@ void convolve(const Tensor &x, const std::optional<Tensor> &scale, const std::op
               const Tensor &y) {
   constexpr int64_t ROWS = 4, COLUMNS = 16; // tiles of a block
   const Convolution convolution =
-      checked("convolve", x, scale, offset, weights, bias, is_added ? std::optional(y) : std::nullopt, is_doubled,
-              is_doubled ? 9 : 16, y);
+      checked("convolve", x, scale, offset, weights, bias, is_added ? std::optional(y) : std::nullopt, std::nullopt,
+              is_doubled, is_doubled ? 9 : 16, y);
   const int64_t step = is_doubled ? 1 : 2; // rows and columns of x per tile
   TORCH_CHECK(x.size(0) == 1, "convolve: one picture (found ", x.size(0), ")");
   TORCH_CHECK(0 <= first && first <= last && last <= convolution.rows && first % step == 0,
@@ -131,13 +141,14 @@ void some_at_a_time(const Convolution &convolution, int64_t pictures, int64_t st
 
 // Whole small pictures, with arranged weights. As many tiles at once as leave room for weights in the second cache.
 Tensor convolve_together(const Tensor &x, const Tensor &weights, const Tensor &bias, const std::optional<Tensor> &add,
-                         bool is_doubled) {
+                         const std::optional<Tensor> &steps, bool is_doubled) {
   const int64_t factor = is_doubled ? 2 : 1;
   TORCH_CHECK(x.dim() == 4, "convolve_together: a channels_last [b c h w]");
+  TORCH_CHECK(!steps || !is_doubled, "convolve_together: weights of 8 bits are not doubled");
   Tensor y = at::empty({x.size(0), bias.numel(), factor * x.size(2), factor * x.size(3)},
                        x.options().memory_format(at::MemoryFormat::ChannelsLast));
   const Convolution convolution =
-      checked("convolve_together", x, std::nullopt, std::nullopt, weights, bias, add, is_doubled, 9, y);
+      checked("convolve_together", x, std::nullopt, std::nullopt, weights, bias, add, steps, is_doubled, 9, y);
   if (y.numel() == 0) return y;
   const int64_t parts = convolution.channels / LANES;
   Tensor factors;
@@ -202,7 +213,7 @@ TORCH_LIBRARY_FRAGMENT(mezzotint, m) {
   m.def("convolve(Tensor x, Tensor? scale, Tensor? offset, Tensor weights, Tensor bias, bool is_doubled, bool is_added, "
         "int first, int last, Tensor(a!) y) -> ()");
   m.def("convolution_gradient(Tensor g, Tensor x) -> Tensor");
-  m.def("convolve_together(Tensor x, Tensor weights, Tensor bias, Tensor? add, bool is_doubled) -> Tensor");
+  m.def("convolve_together(Tensor x, Tensor weights, Tensor bias, Tensor? add, Tensor? steps, bool is_doubled) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(mezzotint, CPU, m) {

@@ -11,9 +11,10 @@ namespace mezzotint {
 struct Convolution {
   int64_t channels, rows, columns, out_channels;
   const float *scale, *offset; // of every channel of x, or null
-  const uint16_t *weights;     // of each 32 channels of y, see below
+  const void *weights;         // of each 32 channels of y, see below
   const float *bias;           // of every channel of y
   const uint16_t *added;       // a map like y, perhaps y itself; or null
+  const float *steps;          // of every channel of y, what weights of 8 bits are multiples of; null if they have 16
 };
 
 // A tile is what makes 2x2 of the output: [first_row, last_row) x [first_column, last_column) of them.
@@ -33,9 +34,10 @@ struct Blocks {
   int64_t tiles; // in whole groups
 };
 
-// Where the weights [o c 3 3] are: how far apart outputs, channels and taps are.
+// Where the weights [o c 3 3], of 16 or 8 bits, are: how far apart outputs, channels and taps are.
 struct Weights {
-  const uint16_t *data;
+  const void *data;
+  bool is_byte;
   int64_t channels, out_channels, out_step, step, tap_step;
 };
 
@@ -43,7 +45,7 @@ namespace avx512bf16 {
 // Weights are kept for each 32 channels o, and of these for each 256 channels c, as matrices [c / 2][32][2]: arranged, the
 // nine taps or, doubled, weights of the nine products; transformed, weights of all sixteen products. What the last 32 lack
 // is zeros.
-void arrange(const Weights &, int64_t channel, bool is_doubled, uint16_t *arranged);
+void arrange(const Weights &, int64_t channel, bool is_doubled, void *arranged);
 void transform(const uint16_t *arranged, int64_t channels, uint16_t *transformed);
 
 // Block by block, with weights of all products. 32-bit values of memory that it works in.

@@ -121,11 +121,14 @@ void write(const Convolution &convolution, const Tiles &block, int64_t channel, 
       }
       const Floats left = _mm512_loadu_ps(convolution.bias + channel);
       const Floats right = _mm512_maskz_loadu_ps(is_whole ? 0xffff : 0, convolution.bias + channel + LANES);
+      const Floats left_step = convolution.steps ? _mm512_loadu_ps(convolution.steps + channel) : _mm512_set1_ps(1);
+      const Floats right_step =
+          convolution.steps && is_whole ? _mm512_loadu_ps(convolution.steps + channel + LANES) : _mm512_set1_ps(1);
       const int64_t row = 2 * (block.first_row + i), column = 2 * (block.first_column + j);
       for (int p = 0; p < 4; p++) {
         if (row + p / 2 >= rows || column + p % 2 >= columns) continue;
         const int64_t at = ((row + p / 2) * columns + column + p % 2) * convolution.out_channels + channel;
-        Floats a = out[0][p] + left, b = out[1][p] + right;
+        Floats a = out[0][p] * left_step + left, b = out[1][p] * right_step + right;
         if (added) a += widened(added + at);
         if (is_whole) {
           if (added) b += widened(added + at + LANES);
@@ -152,7 +155,7 @@ void convolve_by(const Convolution &convolution, const Tiles &block, const uint1
     read<Axis>(convolution, block, x, channel, work.inputs);
     factor<Axis>(block, work.inputs, work.factors + channel, channels, work.factor_step);
   }
-  const uint16_t *weights = convolution.weights;
+  auto *weights = static_cast<const uint16_t *>(convolution.weights);
   for (int64_t channel = 0; channel < convolution.out_channels; channel += OUTPUTS) {
     fetch<Axis>(convolution, block, channel, y);
     for (int64_t first = 0; first < channels; first += CHUNK) {
@@ -165,28 +168,37 @@ void convolve_by(const Convolution &convolution, const Tiles &block, const uint1
   }
 }
 
-// Nine taps [9][pairs][32][2] as weights of sixteen products.
-void expand(const uint16_t *taps, int64_t pairs, uint16_t *weights) {
-  const int64_t step = pairs * 2 * OUTPUTS;
-  const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
-  for (int64_t at = 0; at < step; at += 2 * LANES) {
-    Floats made[2][16];
-#pragma GCC unroll 2
-    for (int odd = 0; odd < 2; odd++) {
-      Floats g[9], h[12];
+// The first or the second of each of 16 pairs.
+template <bool IS_ODD> inline Floats half(const uint16_t *pairs) {
+  const __m512i both = _mm512_loadu_si512(pairs);
+  return _mm512_castsi512_ps(IS_ODD ? _mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)) : _mm512_slli_epi32(both, 16));
+}
+template <bool IS_ODD> inline Floats half(const int8_t *pairs) {
+  const __m512i both = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(pairs)));
+  return _mm512_cvtepi32_ps(_mm512_srai_epi32(IS_ODD ? both : _mm512_slli_epi32(both, 16), 16));
+}
+
+// Taps of one half of the pairs as weights of sixteen products.
+template <bool IS_ODD, typename T> inline void weigh(const T *taps, int64_t step, Floats (&made)[16]) {
+  Floats g[9], h[12];
 #pragma GCC unroll 9
-      for (int k = 0; k < 9; k++) {
-        const __m512i both = _mm512_load_si512(taps + k * step + at);
-        g[k] = _mm512_castsi512_ps(odd ? _mm512_and_si512(both, upper) : _mm512_slli_epi32(both, 16));
-      }
+  for (int k = 0; k < 9; k++) g[k] = half<IS_ODD>(taps + k * step);
 #pragma GCC unroll 3
-      for (int c = 0; c < 3; c++) Pairs::weigh(g + c, 3, h + c, 3);
+  for (int c = 0; c < 3; c++) Pairs::weigh(g + c, 3, h + c, 3);
 #pragma GCC unroll 4
-      for (int r = 0; r < 4; r++) Pairs::weigh(h + 3 * r, 1, made[odd] + 4 * r, 1);
-    }
+  for (int r = 0; r < 4; r++) Pairs::weigh(h + 3 * r, 1, made + 4 * r, 1);
+}
+
+// Nine taps [9][pairs][32][2] as weights of sixteen products.
+template <typename T> void expand(const T *taps, int64_t pairs, uint16_t *weights) {
+  const int64_t step = pairs * 2 * OUTPUTS;
+  for (int64_t at = 0; at < step; at += 2 * LANES) {
+    Floats even[16], odd[16];
+    weigh<false>(taps + at, step, even);
+    weigh<true>(taps + at, step, odd);
 #pragma GCC unroll 16
     for (int k = 0; k < 16; k++)
-      _mm512_store_si512(weights + k * step + at, beside(made[0][k], made[1][k]));
+      _mm512_store_si512(weights + k * step + at, beside(even[k], odd[k]));
   }
 }
 
@@ -195,11 +207,16 @@ void multiply_blocks_by(const Convolution &convolution, const Blocks &blocks, in
                         uint16_t *y, float *products) {
   const Together<Axis> all(convolution, blocks);
   auto *transformed = reinterpret_cast<uint16_t *>(products + PRODUCTS<Axis> * all.product_step());
-  const uint16_t *arranged = convolution.weights + channel * 9 * convolution.channels;
+  const int64_t panel = channel * 9 * convolution.channels;
+  const auto *arranged = static_cast<const uint16_t *>(convolution.weights) + panel;
+  const auto *bytes = convolution.steps ? static_cast<const int8_t *>(convolution.weights) + panel : nullptr;
   for (int64_t first = 0; first < convolution.channels; first += CHUNK) {
     const int64_t width = all.width(first);
     const uint16_t *weights = arranged + first * 9 * OUTPUTS;
-    if (PRODUCTS<Axis> == 16) expand(weights, width / 2, transformed), weights = transformed;
+    if (PRODUCTS<Axis> == 16) {
+      bytes ? expand(bytes + first * 9 * OUTPUTS, width / 2, transformed) : expand(weights, width / 2, transformed);
+      weights = transformed;
+    }
     const auto run = first ? multiply_all<Axis, false> : multiply_all<Axis, true>;
     run(factors + all.chunk(first), all.factor_step(first), width, width, blocks.tiles, weights, products,
         all.product_step());
@@ -235,16 +252,18 @@ inline uint16_t rounded(float x) {
 
 } // namespace
 
-void arrange(const Weights &weights, int64_t channel, bool is_doubled, uint16_t *arranged) {
+namespace {
+
+template <typename T> void arrange_as(const Weights &weights, int64_t channel, bool is_doubled, T *arranged) {
   const int64_t channels = weights.channels, outputs = std::min(OUTPUTS, weights.out_channels - channel);
-  if (outputs < OUTPUTS) std::memset(arranged, 0, sizeof(uint16_t) * 9 * channels * OUTPUTS);
+  if (outputs < OUTPUTS) std::memset(arranged, 0, sizeof(T) * 9 * channels * OUTPUTS);
   for (int64_t first = 0; first < channels; first += CHUNK) {
     const int64_t width = std::min(CHUNK, channels - first);
-    uint16_t *to = arranged + first * 9 * OUTPUTS;
+    T *to = arranged + first * 9 * OUTPUTS;
     for (int64_t o = 0; o < outputs; o++)
       for (int64_t c = 0; c < width; c++) {
-        const uint16_t *from = weights.data + (channel + o) * weights.out_step + (first + c) * weights.step;
-        uint16_t *at = to + c / 2 * 2 * OUTPUTS + 2 * o + c % 2;
+        const T *from = static_cast<const T *>(weights.data) + (channel + o) * weights.out_step + (first + c) * weights.step;
+        T *at = to + c / 2 * 2 * OUTPUTS + 2 * o + c % 2;
         if (!is_doubled) {
           for (int k = 0; k < 9; k++) at[k * width * OUTPUTS] = from[k * weights.tap_step];
           continue;
@@ -256,6 +275,13 @@ void arrange(const Weights &weights, int64_t channel, bool is_doubled, uint16_t 
         for (int k = 0; k < 9; k++) at[k * width * OUTPUTS] = rounded(u[k]);
       }
   }
+}
+
+} // namespace
+
+void arrange(const Weights &weights, int64_t channel, bool is_doubled, void *arranged) {
+  weights.is_byte ? arrange_as(weights, channel, false, static_cast<int8_t *>(arranged))
+                  : arrange_as(weights, channel, is_doubled, static_cast<uint16_t *>(arranged));
 }
 
 void transform(const uint16_t *arranged, int64_t channels, uint16_t *transformed) {
