@@ -307,5 +307,15 @@ def test_changed_bytes_are_read_or_refused_and_nothing_else(
     assert read_header(tmp_path / "out").tensors
 
 
+def test_text_with_an_escape_that_is_none_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(in_zip(b"S'\\g'\n."))
+    with (
+        (tmp_path / "in").open("rb") as source,
+        (tmp_path / "out").open("wb") as target,
+        pytest.raises(Refused, match="a damaged pickle"),
+    ):
+        convert(source, target)
+
+
 def test_result_is_bounded_by_the_file() -> None:
     assert archives.largest_result(10**9) < 2.1 * 10**9

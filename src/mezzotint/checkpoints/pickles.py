@@ -11,6 +11,7 @@ import math
 import mmap
 import pickletools
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, TypeGuard, cast
@@ -129,19 +130,20 @@ class Machine:
         """The value of the pickle that starts at the file's position, which is left behind it."""
         position: int | None = 0
         try:
-            for count, step in enumerate(pickletools.genops(cast("BinaryIO", file))):  # a mapped file reads as one
-                instruction, argument, position = step
-                if count == MAX_INSTRUCTIONS:
-                    raise Refused(f"more than {MAX_INSTRUCTIONS:,} instructions")
-                if instruction.name == "STOP":
-                    break
-                if instruction.name not in _STEPS:
-                    raise Refused(f"pickle instruction {instruction.name}, which no file of weights needs")
-                _STEPS[instruction.name](self, argument)
-            return self.pop()
+            with warnings.catch_warnings(action="error"):  # of text with escapes that are none
+                for count, step in enumerate(pickletools.genops(cast("BinaryIO", file))):  # a mapped file reads as one
+                    instruction, argument, position = step
+                    if count == MAX_INSTRUCTIONS:
+                        raise Refused(f"more than {MAX_INSTRUCTIONS:,} instructions")
+                    if instruction.name == "STOP":
+                        break
+                    if instruction.name not in _STEPS:
+                        raise Refused(f"pickle instruction {instruction.name}, which no file of weights needs")
+                    _STEPS[instruction.name](self, argument)
+                return self.pop()
         except Refused as error:
             raise Refused(error.what, f"{where}, byte {position}") from None
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, Warning, struct.error) as error:
             raise Refused(f"a damaged pickle ({str(error)[:100]})", f"{where}, after byte {position}") from error
 
     def pop(self) -> object:
