@@ -58,9 +58,10 @@ class Unit(NamedTuple):
 
 UNITS = (
     Unit("ops.cpp", ("-O2",), needs_torch=True),
+    Unit("ops_attention.cpp", ("-O2",), needs_torch=True),
     Unit("ops_gradients.cpp", ("-O2",), needs_torch=True),
     Unit("ops_int8.cpp", ("-O2",), needs_torch=True),
-    *(Unit(f"{name}_avx512bf16.cpp", (*_AVX512, "-mavx512bf16")) for name in ("attention", "winograd")),
+    *(Unit(f"{name}_avx512bf16.cpp", (*_AVX512, "-mavx512bf16")) for name in ("attention", "attention_backward", "winograd")),
     Unit("int8.cpp", (*_AVX512, "-ffp-contract=off")),  # the same bits as torch's
     *(
         Unit(source, (*flags, *_FINITE, f"-DMEZZOTINT_ISA={name}"))
@@ -304,14 +305,21 @@ def convolve(
     _ops.convolve(x, scale, offset, weights, bias, is_doubled, is_added, first, last, out)
 
 
+def has_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether attention of these, [b l heads d], is compiled with its gradient (gradients.py): in bfloat16 only."""
+    return q.dtype is torch.bfloat16 and all(part.device.type == "cpu" for part in (q, k, v)) and _is_attended(q, k, v)
+
+
 def _is_attention_compiled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
+    return _is_plain(q, k, v) and scale > 0 and _is_attended(q, k, v)
+
+
+def _is_attended(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return (
-        _is_plain(q, k, v)
-        and all(part.dtype == q.dtype and part.stride(-1) == 1 for part in (q, k, v))
+        all(part.dtype == q.dtype and part.stride(-1) == 1 for part in (q, k, v))
         and q.shape[-1] % 8 == 0
         and q.shape[-1] <= MAX_WIDTH
         and k.shape[1] > 0
-        and scale > 0
         and attends(q.dtype)
     )
 

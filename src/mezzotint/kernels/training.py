@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mezzotint.kernels import native
-from mezzotint.kernels.gradients import convolution, geglu, group_norm, interleaved, pointwise
+from mezzotint.kernels.gradients import (
+    attention,
+    convolution,
+    geglu,
+    group_norm,
+    interleaved,
+    pointwise,
+    self_attention,
+)
 from mezzotint.kernels.packed import phases, side_by_side
 from mezzotint.kernels.policy import VARIABLE
 from mezzotint.models.attention import Attention, FeedForward, KeysValues, LayerKeys, Transformer
@@ -74,15 +82,16 @@ class QuickTransformer(Transformer):
 
 
 class QuickAttention(Attention):
-    """Self-attention by one product for queries, keys and values."""
+    """Attention in bfloat16 compiled; where positions look at themselves, one product for queries, keys and values."""
 
     def forward(self, x: Tensor, keys_values: KeysValues | None = None, *, is_causal: bool = False) -> Tensor:
-        if keys_values is not None:
-            return super().forward(x, keys_values, is_causal=is_causal)
-        fused = F.linear(x, *side_by_side([self.q, self.k, self.v])).view(*x.shape[:2], 3, self.heads, -1)
-        q, k, v = fused.permute(2, 0, 3, 1, 4).unbind()  # [b heads l c/heads]
-        h = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
-        return self.out(h.transpose(1, 2).flatten(2))
+        if keys_values is None:
+            fused = F.linear(x, *side_by_side([self.q, self.k, self.v]))
+            h = self_attention(fused.view(*x.shape[:2], 3, self.heads, -1), is_causal=is_causal)
+        else:
+            q = self.q(x).view(*x.shape[:2], self.heads, -1)
+            h = attention(q, *(part.transpose(1, 2) for part in keys_values), is_causal=is_causal)
+        return self.out(h.flatten(2))
 
 
 class QuickFeedForward(FeedForward):
