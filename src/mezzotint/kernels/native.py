@@ -61,7 +61,10 @@ UNITS = (
     Unit("ops_attention.cpp", ("-O2",), needs_torch=True),
     Unit("ops_gradients.cpp", ("-O2",), needs_torch=True),
     Unit("ops_int8.cpp", ("-O2",), needs_torch=True),
-    *(Unit(f"{name}_avx512bf16.cpp", (*_AVX512, "-mavx512bf16")) for name in ("attention", "attention_backward", "winograd")),
+    *(
+        Unit(f"{name}_avx512bf16.cpp", (*_AVX512, "-mavx512bf16"))
+        for name in ("attention", "attention_backward", "winograd")
+    ),
     Unit("int8.cpp", (*_AVX512, "-ffp-contract=off")),  # the same bits as torch's
     *(
         Unit(source, (*flags, *_FINITE, f"-DMEZZOTINT_ISA={name}"))
@@ -172,8 +175,8 @@ def attention(
     """softmax(scale * q k^T) v; `scale` None is 1 / sqrt(d). In q's dtype.
 
     The last dimension is contiguous; the others may have any stride, so slices of a fused [b l 3 heads d] are read in
-    place and the result is the input of the output projection without a copy. Compiled for bfloat16, widths that are
-    multiples of 8, and no gradient; by torch otherwise.
+    place and the result is the input of the output projection without a copy. Compiled for bfloat16 and float32, widths
+    that are multiples of 8, and no gradient (which `gradients.attention` has); by torch otherwise.
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if _is_attention_compiled(q, k, v, scale):

@@ -1,14 +1,15 @@
 """Networks of the family as they are trained on a processor: the same weights and function, quicker both ways.
 
-`quicken` gives modules of a network forward methods of the classes here: GroupNorm with SiLU and GEGLU compiled with
-their gradients, one product for queries, keys and values, 1x1 convolutions as products, and a nearest upsampling with
-the 3x3 convolution behind it as 2x2 convolutions (16 multiplications instead of 36). It is done to the working copies
-of a run, never to a network that is anybody's. Forward hooks of the layers inside are not called.
+`quicken` gives modules of a network forward methods of the classes here: GroupNorm with SiLU, GEGLU and attention
+compiled with their gradients, one product for queries, keys and values, 1x1 convolutions as products, and a nearest
+upsampling with the 3x3 convolution behind it as 2x2 convolutions (16 multiplications instead of 36). It is done to the
+working copies of a run, never to a network that is anybody's. Forward hooks of the layers inside are not called.
 """
 
 import os
 from typing import Literal, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +27,8 @@ from mezzotint.kernels.packed import phases, side_by_side
 from mezzotint.kernels.policy import VARIABLE
 from mezzotint.models.attention import Attention, FeedForward, KeysValues, LayerKeys, Transformer
 from mezzotint.models.blocks import ResBlock, Upsample
+from mezzotint.models.unet import Prepared, UNet
+from mezzotint.models.vae import Decoder, Encoder
 
 TrainingKernels = Literal["torch", "native"]
 """How a run computes: every module as torch runs it, or quickened. Stands in checkpoints, and a run keeps it; only
@@ -101,10 +104,46 @@ class QuickFeedForward(FeedForward):
         return self.out(geglu(self.in_(x)))
 
 
+class QuickGroupNorm(nn.GroupNorm):
+    """One that no block above has taken along."""
+
+    def forward(self, input: Tensor) -> Tensor:  # torch's own name
+        return group_norm(input, self, is_silu=False) if input.ndim == 4 and self.affine else super().forward(input)
+
+
+class QuickUNet(UNet):
+    """A U-Net whose maps are channels-last from the first one on, so that no skip is another way round."""
+
+    def forward(self, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
+        return super().forward(_channels_last(x), t, prepared)
+
+
+class QuickEncoder(Encoder):
+    """Its maps likewise."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(_channels_last(image))
+
+
+class QuickDecoder(Decoder):
+    """Its maps likewise."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(_channels_last(z))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 _QUICK: dict[type[nn.Module], type[nn.Module]] = {
+    UNet: QuickUNet,
+    Encoder: QuickEncoder,
+    Decoder: QuickDecoder,
     ResBlock: QuickResBlock,
     Upsample: QuickUpsample,
     Transformer: QuickTransformer,
     Attention: QuickAttention,
     FeedForward: QuickFeedForward,
+    nn.GroupNorm: QuickGroupNorm,
 }

@@ -36,6 +36,7 @@ float dot(const uint16_t *a, const uint16_t *b, int64_t width) {
   __m512 sum = _mm512_setzero_ps();
   for (int64_t j = 0; j < width; j += 2 * LANES) {
     const __mmask16 mask = present((width - j) / 2);
+    ask_for_next(b + j);
     sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_maskz_loadu_epi32(mask, a + j),
                            (__m512bh)_mm512_maskz_loadu_epi32(mask, b + j));
   }
