@@ -12,53 +12,44 @@ Last line of stdout: the same as one JSON object; also written to benchmarks/res
 
 import argparse
 import json
-import math
 import statistics
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from PIL.Image import Image
 
 import mezzotint
+from mezzotint.pipeline.bench import psnr
+from mezzotint.storage import asset
 
 RESULTS = Path(__file__).parent / "results"
-ASSETS = Path(str(resources.files("mezzotint"))) / "assets"
 SEED, GUIDANCE, SIZE = 1, 3.0, 64
 
 
-def decibels(one: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two pictures of bytes; equal ones count 100."""
-    squares = float(((one.astype(float) - other.astype(float)) ** 2).mean())
-    return 100.0 if squares == 0 else 10 * math.log10(255**2 / squares)
-
-
-def ours(prompts: list[str], dtype: str, steps: int, kernels: str) -> tuple[list[np.ndarray], dict[str, Any]]:
+def ours(prompts: list[str], dtype: str, steps: int, kernels: str) -> tuple[list[Image], dict[str, Any]]:
     """Pictures of this package, and what it ran them with."""
     system = mezzotint.load(dtype=dtype, kernels=kernels)
     made = [
         mezzotint.generate(system, prompt=prompt, steps=steps, seed=SEED, guidance=GUIDANCE).images[0]
         for prompt in prompts
     ]
-    return [np.asarray(image) for image in made], system.execution()
+    return made, system.execution()
 
 
-def theirs(prompts: list[str], dtype: torch.dtype, steps: int) -> list[np.ndarray]:
+def theirs(prompts: list[str], dtype: torch.dtype, steps: int) -> list[Image]:
     """Pictures of diffusers."""
-    pipe = DiffusionPipeline.from_pretrained(str(ASSETS / "icons"), dtype=dtype)
+    pipe = DiffusionPipeline.from_pretrained(str(asset("icons")), dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "width": SIZE, "height": SIZE}
-    options["output_type"] = "np"
     seeds = [torch.Generator().manual_seed(SEED) for _ in prompts]
-    made = [pipe(prompt, generator=seed, **options).images[0] for prompt, seed in zip(prompts, seeds, strict=True)]
-    return [(image * 255).round().astype("uint8") for image in made]
+    return [pipe(prompt, generator=seed, **options).images[0] for prompt, seed in zip(prompts, seeds, strict=True)]
 
 
-def spread(pairs: tuple[list[np.ndarray], list[np.ndarray]]) -> dict[str, float]:
+def spread(pairs: tuple[list[Image], list[Image]]) -> dict[str, float]:
     """Median, least and most dB over the pictures."""
-    found = [decibels(one, other) for one, other in zip(*pairs, strict=True)]
+    found = [psnr(one, other) for one, other in zip(*pairs, strict=True)]
     return {"median": statistics.median(found), "least": min(found), "most": max(found)}
 
 
@@ -68,7 +59,7 @@ def main() -> None:
     parser.add_argument("--kernels", default="auto")
     parser.add_argument("--steps", type=int, default=20)
     asked = parser.parse_args()
-    prompts = (ASSETS / "prompts" / "icons.txt").read_text(encoding="utf-8").splitlines()
+    prompts = asset("prompts/icons.txt").read_text(encoding="utf-8").splitlines()
     exact, _ = ours(prompts, "float32", asked.steps, asked.kernels)
     rough, execution = ours(prompts, "bfloat16", asked.steps, asked.kernels)
     their_exact, their_rough = (theirs(prompts, dtype, asked.steps) for dtype in (torch.float32, torch.bfloat16))

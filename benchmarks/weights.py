@@ -1,10 +1,10 @@
 """What weights in 8 bits save and cost at full size: a guided U-Net step with each kind, taking turns.
 
-Measures, with seeded random weights in bfloat16 and the same input: seconds of a step, the ratio of packed bfloat16's
-time to each kind's in every round (median, smallest, largest), memory that a kind's weights take beside the model's,
-and the relative difference of the output from packed bfloat16's.
-What would make the numbers lie: other work (the load is recorded), fewer than two warm-up steps. Random weights have no
-outliers: what 8 bits cost a trained model is what `mezzotint bench --levels` measures.
+Measures, with seeded random weights in bfloat16 and the same input: seconds of a step (the second of two in its turn),
+the ratio of packed bfloat16's time to each kind's in every round (median, smallest, largest), memory that a kind's
+weights take beside the model's, and the relative difference of the output from packed bfloat16's.
+What would make the numbers lie: other work (the load is recorded). Random weights have no outliers: what 8 bits cost a
+trained model is what `mezzotint bench --levels` measures.
 
     python benchmarks/weights.py [--preset sd15] [--size 512] [--threads 2] [--rounds 5]
 
@@ -16,20 +16,18 @@ import gc
 import json
 import os
 import platform
-import random
 import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from turns import RESULTS, error, faster, turns
 
 from mezzotint.kernels import policy
 from mezzotint.kernels.execution import Execution
 from mezzotint.models.presets import PRESETS
 from mezzotint.models.unet import Conditioning, UNet
 
-RESULTS = Path(__file__).parent / "results"
 KINDS = ("packed", "int8", "w8a8")
 
 
@@ -74,27 +72,17 @@ def measure(name: str, size: int, rounds: int) -> dict[str, object]:
         calls[kind] = lambda network=network, prepared=prepared: network(x, t, prepared)
         outputs[kind] = calls[kind]().float()
         taken[kind] = resident() - before
-    for call in calls.values():
-        call()
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    order = list(KINDS)
-    for number in range(rounds):
-        random.Random(number).shuffle(order)
-        for kind in order:
-            begun = time.perf_counter()
-            calls[kind]()
-            seconds[kind].append(time.perf_counter() - begun)
-    exact = outputs["packed"]
-    rows = {}
-    for kind in KINDS:
-        ratios = [a / b for a, b in zip(seconds["packed"], seconds[kind], strict=True)]
-        rows[kind] = {
+    seconds = turns(calls, rounds)
+    exact = outputs["packed"].double()
+    return {
+        kind: {
             "seconds": round(statistics.median(seconds[kind]), 3),
-            "ratio": [round(value, 2) for value in (statistics.median(ratios), min(ratios), max(ratios))],
+            "ratio": [round(value, 2) for value in faster(seconds["packed"], seconds[kind]).values()],
             "gib": round(taken[kind] / 2**30, 2),
-            "difference": float(f"{float((outputs[kind] - exact).norm() / exact.norm()):.2e}"),
+            "difference": float(f"{error(outputs[kind], exact):.2e}"),
         }
-    return rows
+        for kind in KINDS
+    }
 
 
 def main() -> None:

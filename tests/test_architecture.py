@@ -33,6 +33,7 @@ TORCH_FREE = [
     "mezzotint.storage",
     "mezzotint.images",
     "mezzotint.pipeline.request",
+    "mezzotint.pipeline.source",
     "mezzotint.evaluation.spec",
     "mezzotint.evaluation.prompt_sets",
 ]

@@ -15,7 +15,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
@@ -25,6 +25,7 @@ from mezzotint.errors import RequestError
 from mezzotint.storage import atomic
 
 SCHEMA = 1
+_OBJECTS = (("resolved", "request"), ("model", "unet"), ("execution",))  # of a record, where there are any
 MAX_PIXELS = 1 << 26
 FORMATS = ("PNG", "JPEG", "WEBP")
 Resize = Literal["stretch", "crop", "pad"]
@@ -268,7 +269,7 @@ def _record(text: object, where: str) -> dict[str, Any] | None:  # Any: JSON
         return None
     try:
         record = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     schema = record.get("schema")
     if not isinstance(schema, int):
@@ -277,7 +278,16 @@ def _record(text: object, where: str) -> dict[str, Any] | None:  # Any: JSON
         raise RequestError(
             f"{where}: metadata of schema {schema}; this version reads up to {SCHEMA}; upgrade mezzotint to read it"
         )
-    return record
+    return record if all(_is_object(record, path) for path in _OBJECTS) else None
+
+
+def _is_object(record: dict[str, Any], path: tuple[str, ...]) -> bool:  # Any: JSON
+    """Whether there is an object at the end of a path of keys, or nothing."""
+    first, *rest = path
+    found = record.get(first, {})
+    if not isinstance(found, dict):
+        return False
+    return not rest or _is_object(cast(dict[str, Any], found), tuple(rest))  # Any: JSON
 
 
 def _lines(text: str) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Generator
+from importlib import resources
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,6 +41,11 @@ def cache_folder() -> Path:
     if own := os.environ.get("MEZZOTINT_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mezzotint"
+
+
+def asset(name: str) -> Path:
+    """Where a file or folder that travels in this package is, whether or not this installation has it."""
+    return Path(str(resources.files("mezzotint"))) / "assets" / name
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 import mezzotint
 from cli.conftest import drawn, save_folder
 from mezzotint.checkpoints.checkpoint import default_scheduler
 from mezzotint.checkpoints.component import Checkpoint
 from mezzotint.explain.story import tell
+from mezzotint.explain.words import numbers_section, tokens_section
 from mezzotint.models.presets import PRESETS
+from mezzotint.pipeline.condition import told
 from mezzotint.pipeline.generate import generate
 from mezzotint.pipeline.request import Request
 from mezzotint.pipeline.system import System, load
@@ -45,6 +48,31 @@ def test_two_towers_and_the_vector_of_sizes_are_told(tiny_xl: System) -> None:
     assert "vector [1 1568]" in sections["numbers"].shapes  # 32 pooled, six sizes of 256
     assert any("2 text towers" in block.get("text", "") for block in sections["tokens"].blocks)
     assert any(code.text.startswith("def sized_vector") for code in sections["numbers"].code)
+    widths = " and ".join(f"{tower.config.layers} layers of width {tower.config.width}" for tower in tiny_xl.text)
+    assert f"2 text towers ({widths}), side by side, let each token" in sections["numbers"].lead
+    assert (told.story.flow or {})["tower"] == "text towers"
+
+
+@pytest.mark.parametrize(("guidance", "negative", "readings"), [(5.0, "blue", 2), (5.0, None, 1), (1.0, "blue", 1)])
+def test_the_time_of_the_text_towers_is_of_all_of_them_and_of_all_that_is_read(
+    guidance: float, negative: str | None, readings: int, tiny_xl: System
+) -> None:
+    """An XL model's negative is zeros where none is given, and not read where guidance is off."""
+    request = Request(prompt="fox", negative=negative, guidance=guidance, steps=1, width=64, height=64)
+    _, found = tokens_section(tiny_xl, request)
+    sides = told(tiny_xl, request)
+    calls: list[nn.Module] = []
+
+    def called(tower: nn.Module, *_: object) -> None:
+        calls.append(tower)
+
+    handles = [tower.register_forward_hook(called) for tower in tiny_xl.text]
+    try:
+        numbers_section(tiny_xl, request, found, sides.conditional)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert [sum(one is tower for one in calls) for tower in tiny_xl.text] == [readings, readings]
 
 
 @pytest.mark.parametrize("has_mask", [False, True])

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from kernels.test_unet import asked, in_dtype
 from kernels.test_unet import drawn as unet_drawn
-from mezzotint.kernels import convolution, native
+from mezzotint.kernels import native
 from mezzotint.kernels.choices import NATIVE, PACKED, from_record
-from mezzotint.kernels.convolution import BandConvolution, TiledConvolution, Winograd, convolution_of
+from mezzotint.kernels.convolution import BandConvolution, WholeWinograd, Winograd, convolution_of
 from mezzotint.kernels.execution import Execution
 from mezzotint.kernels.map import Factors, Map, uninitialised
 from mezzotint.kernels.workshop import Workshop
@@ -107,16 +107,25 @@ def test_small_whole_numbers_are_exact(is_doubled: bool, generator: torch.Genera
     assert torch.equal(actual, expected.float().bfloat16())
 
 
-@pytest.mark.parametrize("name", ["TWO_OUTPUTS", "TWO_COPIES"])
-def test_another_transformation_of_the_weights_is_caught(
-    name: str, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_doubled", [False, True])
+def test_another_weight_of_a_product_is_caught(
+    is_doubled: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ):
-    first, second, *others = getattr(convolution, name)
-    monkeypatch.setattr(convolution, name, (first, tuple(0.99 * tap for tap in second), *others))
+    """One product of the 16 or 9 for every output, a hundredth too small."""
+    made = native.convolution_weights
+
+    def wrong(weight: Tensor, *, is_doubled: bool, is_transformed: bool) -> Tensor:
+        weights = made(weight, is_doubled=is_doubled, is_transformed=is_transformed)
+        c = weight.shape[1]
+        weights.view(-1, 9 if is_doubled or not is_transformed else 16, c // 2, 32, 2)[:, 4] *= 0.97
+        return weights
+
+    monkeypatch.setattr(native, "convolution_weights", wrong)
     module, x, factors = drawn("blocks", generator)
-    is_doubled = name == "TWO_COPIES"
     actual = computed(module, x, factors, is_doubled=is_doubled)
     assert relative(actual.double(), defined(module, x, factors, is_doubled=is_doubled)) > BFLOAT16
+    actual = WholeWinograd(module, is_doubled=is_doubled)(x.data)
+    assert relative(actual.double(), defined(module, x, None, is_doubled=is_doubled)) > BFLOAT16
 
 
 @pytest.mark.parametrize("is_doubled", [False, True])
@@ -133,33 +142,42 @@ def test_bits_depend_neither_on_bands_nor_on_threads(is_doubled: bool, generator
 
 
 @pytest.mark.parametrize("is_doubled", [False, True])
+@pytest.mark.parametrize("shape", [(288, 32, 7, 10), (32, 64, 20, 70), (16, 32, 1, 1), (48, 32, 40, 3)], ids=str)
 def test_whole_maps_of_several_pictures(
-    is_doubled: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int, int, int], is_doubled: bool, generator: torch.Generator
 ) -> None:
-    """Large ones by tiles, whatever bias and residual, a picture's bits without neighbours; small ones as before."""
-    monkeypatch.setattr(convolution, "LARGE", 20 * 70)
-    module, one, _ = drawn("blocks", generator)
-    x = channels_last(torch.cat([one.data, torch.randn(one.data.shape, generator=generator)]))
+    """In one block or several, whatever bias and residual; a picture has the bits that it has without neighbours."""
+    c, o, h, w = shape
+    module = nn.Conv2d(c, o, 3, padding=1).requires_grad_(False)
+    module.weight.normal_(0, (9 * c) ** -0.5, generator=generator)
+    module.bias.normal_(0, 1, generator=generator)  # pyright: ignore[reportOptionalMemberAccess]  # it has one
+    module = module.bfloat16()
+    x = channels_last(torch.randn(5, c, h, w, generator=generator))
     shop = Workshop(NATIVE)
-    made = shop.tiled_double(module) if is_doubled else shop.convolution(module)
-    assert isinstance(made, TiledConvolution)
-    bias = torch.randn(64, generator=generator).bfloat16()
+    made = shop.doubled(module) if is_doubled else shop.convolution(module)
+    assert isinstance(made, WholeWinograd)
+    bias = torch.randn(o, generator=generator).bfloat16()
     expected = defined(module, Map(x, NATIVE), None, is_doubled=is_doubled)
     add = channels_last(torch.randn(expected.shape, generator=generator))
     kept = add.clone()
-    assert relative(made(x).double(), expected) < BFLOAT16
+    alone = made(x)
+    assert relative(alone.double(), expected) < BFLOAT16
     moved = expected + (bias.double() - module.bias.double())[:, None, None] + add.double()  # pyright: ignore[reportOptionalMemberAccess]  # it has one
     assert relative(made(x, bias=bias, add=add).double(), moved) < BFLOAT16
     assert torch.equal(add, kept)  # a residual may be a skip that is needed again
-    assert torch.equal(made(x[:1]), made(x)[:1])
-    small = x[:, :, :9]
-    assert not made.takes(small)
-    if not is_doubled:
-        assert torch.equal(made(small), Workshop(replace(NATIVE, convolution="packed")).convolution(module)(small))
+    for row in range(5):
+        assert torch.equal(made(x[row : row + 1])[0], alone[row])
+        assert torch.equal(computed(module, Map(x[row : row + 1], NATIVE), None, is_doubled=is_doubled)[0], alone[row])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(made(x), alone)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()
-def test_a_unet_of_large_maps_goes_by_tiles(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unet_goes_by_tiles(generator: torch.Generator) -> None:
     """In bfloat16 it is about a tenth further from float32 than with packed convolutions."""
     config = replace(
         SD1,
@@ -173,7 +191,6 @@ def test_a_unet_of_large_maps_goes_by_tiles(generator: torch.Generator, monkeypa
     x, cond = x.bfloat16(), in_dtype(cond, torch.bfloat16)
     asking = [replace(NATIVE, convolution="packed"), NATIVE]
     errors: list[float] = []
-    monkeypatch.setattr(convolution, "LARGE", 64)
     for kernels in asking:
         fast = Execution(kernels).unet(unet)
         errors.append(relative(fast(x, t, fast.prepare(cond)).float(), wanted))
@@ -233,3 +250,13 @@ def test_it_refuses_what_it_would_misread(change: dict[str, object], complaint: 
     }
     with pytest.raises(RuntimeError, match=complaint):
         native.convolve(**{**told, **change}, is_doubled=False, is_added=False)  # pyright: ignore[reportArgumentType]  # wrong ones
+
+
+def test_it_refuses_whole_maps_that_it_would_misread():
+    x, weights = uninitialised((2, 16, 4, 4), torch.bfloat16), torch.zeros(9 * 16 * 32, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match="by 4608 weights"):
+        native.convolve_together(x, weights, torch.zeros(64), None, is_doubled=False)
+    with pytest.raises(RuntimeError, match=r"added to \[2, 32, 4, 4\]"):
+        native.convolve_together(x, weights, torch.zeros(32), x, is_doubled=False)
+    with pytest.raises(RuntimeError, match=r"convolution_weights: bfloat16 \[o c 3 3\]"):
+        native.convolution_weights(torch.zeros(32, 8, 3, 3).bfloat16(), is_doubled=False, is_transformed=False)

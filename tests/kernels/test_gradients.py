@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mezzotint.kernels import native
 from mezzotint.kernels.gradients import convolution, geglu, group_norm, interleaved, pointwise
 from mezzotint.kernels.packed import phases
 from models.oracles import relative
@@ -139,6 +140,45 @@ def test_convolutions_of_small_and_large_maps(size: tuple[int, int], generator: 
     actual = grads(ours, inputs, above, torch.float32)
     expected = grads(lambda *given: F.conv2d(*given, padding=1), inputs, above, torch.float64)
     assert max(relative(a, b) for a, b in zip(actual, expected, strict=True)) < FLOAT32
+
+
+def by_tiles(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The convolution of a module that has these weights."""
+    module = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1).to(x.dtype)
+    del module.weight, module.bias
+    module.weight, module.bias = weight, bias  # pyright: ignore[reportAttributeAccessIssue]  # no parameters here
+    return convolution(channels_last(x), module)
+
+
+def by_definition(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+@pytest.mark.parametrize("shape", [(3, 48, 32, 9, 12), (70, 32, 48, 4, 4)], ids=str)
+def test_a_convolution_of_few_products_and_its_gradients(
+    shape: tuple[int, ...], is_wrong: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: its gradient by the taps as they stand, which is a convolution too."""
+    if "avx512_bf16" not in native.instructions():
+        pytest.skip("no AVX512-BF16: the compiled convolution is not tested, its fallback is")
+    if is_wrong:
+        made = native.convolution_weights
+
+        def unturned(weight: Tensor, *, is_turned: bool = False) -> Tensor:
+            return made(weight.flip(2, 3).contiguous() if is_turned else weight, is_turned=is_turned)
+
+        monkeypatch.setattr(native, "convolution_weights", unturned)
+    b, c, o, h, w = shape
+    x, above = torch.randn(b, c, h, w, generator=generator), torch.randn(b, o, h, w, generator=generator)
+    weight = torch.randn(o, c, 3, 3, generator=generator) * (9 * c) ** -0.5
+    inputs = [x, weight, torch.randn(o, generator=generator)]
+    inputs, above = [part.bfloat16() for part in inputs], above.bfloat16()
+    found = grads(by_tiles, inputs, above, torch.bfloat16)
+    exact = grads(by_definition, inputs, above, torch.float64)
+    errors = [relative(a.double(), b) for a, b in zip(found, exact, strict=True)]
+    assert (errors[1] > 1) == is_wrong  # of x
+    assert all(error < BFLOAT16 for place, error in enumerate(errors) if place != 1 or not is_wrong), errors
 
 
 def test_a_pointwise_convolution_is_a_product(generator: torch.Generator) -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from mezzotint.checkpoints.files import read_header, read_json
 from mezzotint.pipeline.generate import generate
-from mezzotint.pipeline.system import load, packaged_model
+from mezzotint.pipeline.source import packaged_model
+from mezzotint.pipeline.system import load
 
 PROMPTS = ("a red heart, twemoji", "a snowman, noto emoji")
 MOST_BYTES = 90e6

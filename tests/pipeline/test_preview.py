@@ -86,6 +86,7 @@ def test_weights_are_fitted_once_for_each_autoencoder(
 
     monkeypatch.setattr(preview, "fit_preview", never)
     assert torch.equal(remembered_preview(vae, files), first)
-    (tmp_path / "previews.json").write_text("{")
-    with pytest.raises(AssertionError, match="fitted again"):
-        remembered_preview(vae, files)
+    for damaged in ("{", "[]", '"x"', "null", "\xff"):
+        (tmp_path / "previews.json").write_text(damaged, encoding="latin-1")
+        with pytest.raises(AssertionError, match="fitted again"):
+            remembered_preview(vae, files)

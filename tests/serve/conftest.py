@@ -126,10 +126,12 @@ def start(folder: Path, gallery: Path, *more: str, model: str | None = None, ker
 
 ASLEEP = """
 from pathlib import Path
+from mezzotint.pipeline.source import Source
 from mezzotint.serve.run import Place, serve
 from mezzotint.serve.works import Settings
-place = Place(port=0, gallery=Path({gallery!r}), settings=Settings(engine={engine!r}, queue=1000))
-serve({model!r}, place, lambda line: print(line, flush=True))
+settings = Settings(source=Source(model={model!r}), engine={engine!r}, queue=1000)
+place = Place(port=0, gallery=Path({gallery!r}), settings=settings)
+serve(place, lambda line: print(line, flush=True))
 """
 
 

@@ -51,7 +51,7 @@ def main() -> None:
                 size = {"width": 64, "height": 64, "steps": STEPS, "guidance": 1.0}
                 told: dict[str, Any] = {
                     "preset": "sd15",
-                    "title": "fake",
+                    "title": " ".join(f"{name}={value}" for name, value in head["how"].items()),
                     "dtype": "none",
                     "device": "none",
                     "needs": [],

@@ -154,6 +154,34 @@ def test_options_models_and_everything_that_clients_ask_for(api: Api, client: ht
     assert client.post("/sdapi/v1/interrogate", json={"image": ""}).status_code == 422
 
 
+def test_options_answer_when_the_model_is_loaded_and_what_comes_then_gets_it(sleeper: Sleepers) -> None:
+    """Also behind jobs that wait for the model before, which they get; a switch that fails is no success."""
+    sleeping = sleeper(service=0.2, places=1)
+    with httpx.Client(base_url=sleeping.address, timeout=60) as client:
+
+        def current() -> str:
+            return client.get("/sdapi/v1/options").json()["sd_model_checkpoint"]
+
+        def switched(name: str) -> httpx.Response:
+            return client.post("/sdapi/v1/options", json={"sd_model_checkpoint": name})
+
+        job = {"request": {"prompt": "a", "guidance": 1, "count": 3}}
+        before = [client.post("/api/v1/jobs", json=job).json()["id"] for _ in range(2)]
+        assert switched("two").status_code == 200
+        assert [client.get(f"/api/v1/jobs/{name}").json()["state"] for name in before] == ["done", "done"]
+        assert client.get("/api/v1/server").json()["model"]["name"] == current() == "two"
+        made = client.post("/sdapi/v1/txt2img", json={"steps": 5, **SMALL}).json()
+        assert json.loads(made["info"])["sd_model_name"] == "two"
+        client.post("/api/v1/jobs", json=job)
+        refused = switched("broken")
+        assert refused.status_code == 422
+        assert "'broken' cannot be loaded, as the server's log says" in refused.json()["detail"]
+        assert "the model is 'one'" in refused.json()["detail"]
+        assert current() == "one"
+        assert switched("one").status_code == 200  # which is under way
+        assert client.get("/api/v1/server").json()["model"]["name"] == "one"
+
+
 def test_extras_resize(api: Api) -> None:
     photo = Image.new("RGB", (20, 10), "red")
     assert api.extra_single_image(photo, upscaling_resize=3, upscaler_1="Lanczos").image.size == (60, 30)

@@ -24,6 +24,14 @@ def png(**texts: str) -> bytes:
     return out.getvalue()
 
 
+WRONG: list[dict[str, Any]] = [  # Any: JSON
+    {"resolved": []},
+    {"resolved": None},
+    {"resolved": {"request": "a red fox"}},
+    {"resolved": {"request": {"steps": 3}}, "model": "v1-5"},
+    {"model": {"unet": ["v1-5"]}},
+    {"execution": 1},
+]
 COMFY = {
     "3": {
         "class_type": "KSampler",
@@ -150,6 +158,21 @@ def test_a_picture_that_says_nothing_and_a_file_that_is_none():
     for data in (b"", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"<svg/>"):
         with pytest.raises(RequestError, match="not a PNG, JPEG or WebP picture"):
             explained(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(json.dumps({"schema": 1, **wrong}) for wrong in WRONG),
+        '{"schema": ' + '{"a": ' * 50_000 + "1" + "}" * 50_001,
+    ],
+    ids=lambda text: text[:50],
+)
+def test_a_record_with_something_else_where_objects_belong_is_none_of_ours(text: str):
+    told = explained(png(mezzotint=text))
+    assert (told.record, told.request, told.source) == (None, None, None)
+    whole = {"schema": 1, "resolved": {"request": {"steps": 3}}, "model": {"unet": {"name": "x"}}, "execution": {}}
+    assert explained(png(mezzotint=json.dumps(whole))).request == {"steps": 3}
 
 
 JSON = st.recursive(

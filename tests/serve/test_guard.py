@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import socket
 from pathlib import Path
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from mezzotint.errors import RequestError
+from mezzotint.serve import guard
 from mezzotint.serve.guard import Access, Guard, is_loopback, own_hosts
 from mezzotint.serve.run import Place, serve
 from serve.conftest import Sleepers
@@ -80,7 +82,7 @@ def test_a_connection_that_takes_no_answer_is_no_error(host: str, caplog: pytest
 
 def test_a_public_address_without_a_key_is_refused(tmp_path: Path):
     with pytest.raises(RequestError, match="can be reached from other machines: give a key"):
-        serve("x", Place(host="0.0.0.0", gallery=tmp_path), print)
+        serve(Place(host="0.0.0.0", gallery=tmp_path), print)
     assert not list(tmp_path.iterdir())
 
 
@@ -113,3 +115,32 @@ def test_everything_but_health_and_the_page_wants_the_key(sleeper: Sleepers):
         assert client.get("/api/v1/server").json()["needs_key"] is True  # with the cookie
         assert client.delete("/api/v1/session").status_code == 204
         assert client.get("/api/v1/server").status_code == 401
+
+
+LATE = [  # and how each body begins
+    ("/api/v1/jobs", "application/json", "{"),
+    ("/sdapi/v1/txt2img", "application/json", "{"),
+    ("/hf/text-to-image", "application/json", "{"),
+    ("/v1/images/edits", "multipart/form-data; boundary=x", "--x"),
+    ("/api/v1/uploads", "image/png", "x"),
+]
+
+
+@pytest.mark.parametrize(("path", "kind", "begun"), LATE)
+def test_a_body_that_does_not_arrive_is_told_so_on_every_kind_of_route(
+    path: str, kind: str, begun: str, sleeper: Sleepers, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(guard, "BODY_S", 0.2)
+    address = sleeper().address
+    host = address.removeprefix("http://")
+    name, _, port = host.partition(":")
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\nContent-Length: 50\r\n\r\n{begun}"
+    with socket.create_connection((name, int(port)), timeout=10) as connection:
+        connection.sendall(head.encode())
+        answer = b""
+        while part := connection.recv(1 << 16):  # until it is closed
+            answer += part
+    head, _, body = answer.decode().partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 408 "), answer
+    assert "too_slow" in body
+    assert "the body did not arrive in 0.2 s" in body

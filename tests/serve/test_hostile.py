@@ -86,8 +86,13 @@ def attack(served: Served, count: int, seed: int) -> dict[int, int]:
     for hostile in requests(host_of(served), count, seed):
         began = time.monotonic()
         answer = exchanged(served, hostile.sent, is_half=hostile.is_half)
-        assert hostile.is_half or time.monotonic() - began < 20, f"{hostile.name}: no answer"
-        for head, body in _answers(answer):
+        answers = _answers(answer)
+        if not hostile.is_half:
+            assert time.monotonic() - began < 20, f"{hostile.name}: no end"
+            assert answers, f"{hostile.name}: no answer"
+            is_head = hostile.sent.startswith(b"HEAD ")
+            assert all(is_whole(*one, is_head=is_head) for one in answers), f"{hostile.name}: cut short: {answer!r}"
+        for head, body in answers:
             status = int(head.split(b" ", 2)[1])
             statuses[status] = statuses.get(status, 0) + 1
             assert status in ANSWERS, f"{hostile.name}: {status} {answer[:500]!r}"
@@ -113,6 +118,14 @@ def attack(served: Served, count: int, seed: int) -> dict[int, int]:
     said = "".join(served.said)
     assert "Traceback" not in said, said[max(0, said.index("Traceback") - 300) :][:4000]
     return statuses
+
+
+def is_whole(head: bytes, body: bytes, *, is_head: bool = False) -> bool:
+    """Whether all of an answer has come: as many bytes as it says, or chunks up to the last."""
+    if not is_head and b"\r\ntransfer-encoding: chunked" in head.lower():
+        return body.endswith(b"0\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: (\d+)", head.lower())
+    return length is None or len(body) == (0 if is_head else int(length[1]))
 
 
 def _answers(received: bytes) -> list[tuple[bytes, bytes]]:
@@ -303,3 +316,14 @@ def test_an_address_is_seen_outside_of_pictures_and_ids_only() -> None:
     picture = b"A" * 40 + b"0x7f" + b"B" * 40
     assert leaks(b'{"b64_json": "' + picture + b'", "id": "p_j8vap6c60x7fwt9c"}') == []
     assert leaks(b'{"b64_json": "' + picture + b'", "detail": "<object at 0x7f31>"}') == [b"0x7f"]
+
+
+def test_an_answer_that_is_cut_short_is_seen() -> None:
+    head = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 5"
+    assert is_whole(head, b"wrong")
+    assert is_whole(head, b"", is_head=True)
+    assert not is_whole(head, b"wron")
+    assert not is_whole(head, b"")
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked"
+    assert is_whole(chunked, b"1\r\nx\r\n0\r\n\r\n")
+    assert not is_whole(chunked, b"1\r\nx\r\n")

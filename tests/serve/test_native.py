@@ -18,6 +18,7 @@ from mezzotint.explain.story import explain
 from mezzotint.images import encode, open_image, read_metadata
 from mezzotint.pipeline.generate import generate
 from mezzotint.pipeline.request import Request
+from mezzotint.pipeline.source import Source
 from mezzotint.pipeline.system import System
 from serve.conftest import Served, Sleepers, events, finished, made, until_true
 
@@ -349,6 +350,19 @@ def test_switching_models_waits_for_jobs_that_run_and_tells_when_it_failed(sleep
         assert client.post(f"/api/v1/models/{names['broken']}/load").status_code == 202
         until_true(lambda: client.get("/readyz").status_code == 200, "it goes back to the first model")
         assert client.get("/api/v1/server").json()["model"]["name"] == "one"
+
+
+def test_how_the_first_model_is_loaded_is_not_said_of_others(sleeper: Sleepers) -> None:
+    sleeping = sleeper(source=Source(dtype="float32", preset="sd15", vae=Path("own.safetensors")))
+    with httpx.Client(base_url=sleeping.address, timeout=20) as client:
+        names = {one["name"]: one["id"] for one in client.get("/api/v1/models").json()["models"]}
+        told = {}
+        for name in ("two", "one"):
+            client.post(f"/api/v1/models/{names[name]}/load")
+            until_true(lambda: client.get("/readyz").status_code == 200, "the other model is loaded")
+            told[name] = client.get("/api/v1/server").json()["model"]["title"]
+    assert told["two"] == "dtype=float32 device=auto weights=auto"
+    assert told["one"] == f"{told['two']} preset=sd15 vae=own.safetensors"
 
 
 def test_health_and_metrics(client: httpx.Client) -> None:

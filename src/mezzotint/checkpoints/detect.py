@@ -234,23 +234,8 @@ def _detect_part(path: Path) -> Detection:
     """A folder of one component, such as `unet/` of a model. A U-Net may have a size of its own: its config decides."""
     stem = next((stem for stem in STEMS if any(path.glob(f"{stem}*.safetensors"))), None)
     if stem and "down_block_types" in (config := read_json(path / "config.json")) and "cross_attention_dim" in config:
-        rule, reason = _match_config(path / "config.json", is_refiner=False)
-        objective, objective_reason, is_zero_snr = _scheduled(path.parent / "scheduler" / "scheduler_config.json", rule)
-        found = Detection(
-            path=path,
-            component="unet",
-            title=rule.title,
-            preset=rule.preset,
-            variant=rule.variant,
-            objective=objective,
-            layout="diffusers",
-            reason=reason,
-            objective_reason=objective_reason,
-            is_zero_snr=is_zero_snr,
-            missing=rule.needs[1:],
-            advice=_UNET_ADVICE,
-        )
-        return _split_sd2(found)
+        found = _detect_config(path / "config.json", {"unet"}, is_refiner=False)
+        return replace(found, path=path, component="unet", advice=_UNET_ADVICE)
     if stem:
         return replace(_detect_header(read_sharded_header(path, stem)), path=path)
     raise refusal(
@@ -272,10 +257,16 @@ def _detect_pipeline(path: Path) -> Detection:
     is_refiner = "text_2" in roles and "text" not in roles  # its only text encoder is in the second place
     if is_refiner:
         roles = roles - {"text_2"} | {"text"}
-    rule, reason = _match_config(config_file, is_refiner=is_refiner)
-    objective, objective_reason, is_zero_snr = _scheduled(path / "scheduler" / "scheduler_config.json", rule)
+    return replace(_detect_config(config_file, roles, is_refiner=is_refiner), path=path)
+
+
+def _detect_config(file: Path, roles: set[str], *, is_refiner: bool) -> Detection:
+    """What the config of a U-Net and that of the scheduler beside it say, of a model that has these parts."""
+    rule, reason = _match_config(file, is_refiner=is_refiner)
+    scheduler = file.parent.parent / "scheduler" / "scheduler_config.json"
+    objective, objective_reason, is_zero_snr = _scheduled(scheduler, rule)
     found = Detection(
-        path=path,
+        path=file,
         component="checkpoint",
         title=rule.title,
         preset=rule.preset,

@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mezzotint.cli.console import print_json, stdout, table, warn
-from mezzotint.cli.options import Device, Dtype, Json, Model
-from mezzotint.cli.pictures import Source
+from mezzotint.cli.options import Json, source_options
 from mezzotint.errors import RequestError
 from mezzotint.pipeline.request import SIZE_STEP
+from mezzotint.pipeline.source import Source
 from mezzotint.storage import atomic
 
 if TYPE_CHECKING:
     from mezzotint.pipeline.bench import LevelCost, Timing
 
 
+@source_options()
 def bench(
-    model: Model = "icons",
+    *,
+    source: Source,
     size: Annotated[
         list[int] | None, typer.Option(help="Pixels of a side; may be repeated. None: the model's.")
     ] = None,
@@ -28,8 +30,6 @@ def bench(
     pictures: Annotated[int, typer.Option(min=1, help="With --levels: pictures per level.")] = 4,
     steps: Annotated[int | None, typer.Option(min=1, help="With --levels: steps. None: the model's.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the result into this SVG file.")] = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Time a model as it runs here and as torch would run it, taking turns; or its levels of approximation.
@@ -38,7 +38,9 @@ def bench(
     """
     if wrong := [pixels for pixels in size or [] if pixels < SIZE_STEP or pixels % SIZE_STEP]:
         raise RequestError(f"size {wrong[0]}: must be a multiple of {SIZE_STEP}")
-    system = Source(path=model, dtype=dtype, device=device).load()
+    if levels and source.weights != "auto":
+        raise RequestError("--levels measures every kind of weights against the model's own: leave out --weights")
+    system = source.load()
     from mezzotint.pipeline.bench import drawn_bars, level_costs, timings
 
     execution = system.execution()

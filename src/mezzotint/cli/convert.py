@@ -8,16 +8,19 @@ from typing import Annotated
 import typer
 
 from mezzotint.cli.console import print_json, stdout, warn
-from mezzotint.cli.options import Json, Objective, Preset, Vae
+from mezzotint.cli.options import Json, source_options
 from mezzotint.errors import RequestError
+from mezzotint.pipeline.source import Source, locate
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 LISTED = 10  # names of tensors that are shown
 
 
+@source_options("model", "device", "weights", "unclip_stats")
 def convert(
     source: Annotated[str, typer.Argument(help="Folder, file (.safetensors, .ckpt) or ORG/NAME.")],
     target: Annotated[Path, typer.Argument(help="NAME.safetensors for a single file, else a folder.")],
+    *,
     to: Annotated[str | None, typer.Option(help="diffusers or ldm, if TARGET's name should not decide.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: as it is.")] = None,
     ema: Annotated[bool, typer.Option("--ema", help="Take the averaged U-Net instead of the trained one.")] = False,
@@ -25,9 +28,7 @@ def convert(
     keep_extra: Annotated[
         bool, typer.Option("--keep-extra", help="Keep what TARGET's layout has no place for.")
     ] = False,
-    preset: Preset = None,
-    objective: Objective = None,
-    vae: Vae = None,
+    read: Source,
     json: Json = False,
 ) -> None:
     """Write a model as a diffusers folder or a single file; what both layouts hold keeps its bytes.
@@ -38,7 +39,6 @@ def convert(
     if to not in (None, "diffusers", "ldm"):
         raise RequestError(f"--to {to!r}: must be diffusers or ldm")
     from mezzotint.checkpoints.convert import convert as convert_checkpoint
-    from mezzotint.pipeline.system import locate
 
     report = convert_checkpoint(
         locate(source)[0],
@@ -48,9 +48,9 @@ def convert(
         ema=ema,
         shard_bytes=shard_bytes,
         keep_extra=keep_extra,
-        preset=preset,
-        objective=objective,
-        vae=vae,
+        preset=read.preset,
+        objective=read.objective,
+        vae=read.vae,
     )
     if json:
         print_json(asdict(report))

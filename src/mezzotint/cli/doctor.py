@@ -45,7 +45,8 @@ def examine(*, retime: bool = False) -> tuple[dict[str, object], list[str]]:
     import torch
 
     from mezzotint.kernels import native, policy
-    from mezzotint.pipeline.system import packaged_model, preferred_dtype
+    from mezzotint.pipeline.source import packaged_model
+    from mezzotint.pipeline.system import preferred_dtype
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0

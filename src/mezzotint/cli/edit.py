@@ -5,22 +5,19 @@ from typing import Annotated
 
 import typer
 
-from mezzotint.cli.options import Device, Dtype, Json, Model, Objective, Output, Preset, Vae, Weights, picture_options
-from mezzotint.cli.pictures import Source, make
+from mezzotint.cli.options import Json, Output, picture_options, source_options
+from mezzotint.cli.pictures import make
+from mezzotint.pipeline.source import Source
 
 
 @picture_options("reference", "reference_crop", "reference_noise")
+@source_options()
 def edit(
     image: Annotated[Path, typer.Argument(help="The picture to start from.")],
     prompt: Annotated[str, typer.Argument(help="What the result shows.")],
-    model: Model = "icons",
+    *,
+    source: Source,
     output: Output = Path("outputs"),
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    weights: Weights = "auto",
-    preset: Preset = None,
-    objective: Objective = None,
-    vae: Vae = None,
     json: Json = False,
     **fields: object,
 ) -> None:
@@ -28,7 +25,4 @@ def edit(
 
     Example: mezzotint edit photo.png "a blue heart" -m model --mask mask.png --steps 4
     """
-    source = Source(
-        path=model, dtype=dtype, device=device, weights=weights, preset=preset, objective=objective, vae=vae
-    )
     make(source, [{**fields, "image": image, "prompt": prompt}], output, is_json=json)

@@ -14,8 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 from mezzotint.cli.console import print_json, progress_bar, stdout, table, warn
-from mezzotint.cli.options import Json, Model
+from mezzotint.cli.options import Json, flagged, source_options
 from mezzotint.evaluation.spec import EvaluationSpec, read_spec
+from mezzotint.pipeline.source import Source
 
 if TYPE_CHECKING:
     from mezzotint.evaluation.evaluate import Evaluation
@@ -58,11 +59,7 @@ def spec_options(verb: Callable[..., None]) -> Callable[..., None]:
         fields = {flag.name: given.pop(flag.name) for flag in asked}
         verb(**given, **{name: value for name, value in fields.items() if value not in (None, [])})
 
-    signature = inspect.Signature([*(p.replace(kind=p.KEYWORD_ONLY) for p in own), *asked])
-    called.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]  # what typer reads
-    called.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-    called.__name__, called.__doc__ = verb.__name__, verb.__doc__
-    return called
+    return flagged(called, verb, [*own, *asked])
 
 
 def _flag(name: str) -> inspect.Parameter:
@@ -172,9 +169,11 @@ def compare(
 
 
 @app.command()
+@source_options()
 def accuracy(
     data: Annotated[Path, typer.Option(help="Picture set that holds pairs back, as mezzotint data build makes it.")],
-    model: Model = "icons",
+    *,
+    source: Source,
     judge: Annotated[
         str, typer.Option(help="CLIP that judges: a path, or evaluator, the one in this package.")
     ] = JUDGE,
@@ -191,9 +190,8 @@ def accuracy(
     """
     from mezzotint.evaluation.held_out import HEADS, recombination, rows_of
     from mezzotint.evaluation.tower import place_of
-    from mezzotint.pipeline.system import load
 
-    system = load(model)
+    system = source.load()
     with progress_bar() as bar:
         task = bar.add_task(f"{system.name}, held-out and seen pairs", total=None)
         found = recombination(

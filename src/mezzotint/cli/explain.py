@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal  # Any: flags, each wi
 import typer
 
 from mezzotint.cli.console import print_json, stdout
-from mezzotint.cli.options import Device, Dtype, Json, Model, Objective, Preset, Vae, Weights, picture_options
-from mezzotint.cli.pictures import Source
+from mezzotint.cli.options import Json, picture_options, source_options
 from mezzotint.errors import RequestError
 from mezzotint.pipeline.request import DRAWN_SEEDS, Request
+from mezzotint.pipeline.source import Source
 
 if TYPE_CHECKING:
     from mezzotint.explain.story import Story
@@ -19,9 +19,11 @@ PAGE = Path("story.html")
 
 
 @picture_options("count", "image", "mask", "strength", "start", "resize", "feather", "paste", "canvas", "level")
+@source_options()
 def explain(
     prompt: Annotated[str | None, typer.Argument(help="What the picture shows.")] = None,
-    model: Model = "icons",
+    *,
+    source: Source,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -45,12 +47,6 @@ def explain(
     scale: Annotated[
         Literal["full", "tiny"], typer.Option(help="With --train: tiny trains small networks on drawn pictures.")
     ] = "full",
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    weights: Weights = "auto",
-    preset: Preset = None,
-    objective: Objective = None,
-    vae: Vae = None,
     json: Json = False,
     **fields: Any,  # each flag has its own type, which Request checks
 ) -> None:
@@ -62,9 +58,6 @@ def explain(
 
     Example: mezzotint explain --train sd-v1-5 --scale tiny -o step.html
     """  # fmt: skip
-    source = Source(
-        path=model, dtype=dtype, device=device, weights=weights, preset=preset, objective=objective, vae=vae
-    )
     if train is not None:
         if prompt is not None or compare is not None or full_maps is not None:
             raise RequestError("--train shows a training step: leave out PROMPT, --compare and --full-maps")
@@ -117,9 +110,9 @@ def _comparison(
         name, value = parsed(said)
         if name != "prompt" and prompt is None:
             raise RequestError(f"--compare {said!r}: PROMPT is needed, the same for both")
-        model = value if name == "model" else source.path
+        model = value if name == "model" else source.model
         changes: dict[str, Any] = {} if name == "model" else {name: value}
         asked = {**given, **changes}
         sides.append((said, model, Request(**asked)))
-    systems = {model: replace(source, path=model).load() for _, model, _ in sides}
+    systems = {model: replace(source, model=model).load() for _, model, _ in sides}
     return compare(*(Side(said, systems[model], request) for said, model, request in sides))

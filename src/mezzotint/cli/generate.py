@@ -5,25 +5,22 @@ from typing import Annotated
 
 import typer
 
-from mezzotint.cli.options import Device, Dtype, Json, Model, Objective, Output, Preset, Vae, Weights, picture_options
-from mezzotint.cli.pictures import Source, make
+from mezzotint.cli.options import Json, Output, picture_options, source_options
+from mezzotint.cli.pictures import make
 from mezzotint.errors import RequestError
+from mezzotint.pipeline.source import Source
 
 
 @picture_options(
     "image", "mask", "strength", "start", "resize", "feather", "paste", "reference", "reference_crop", "reference_noise"
 )
+@source_options()
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the pictures show.")] = None,
-    model: Model = "icons",
+    *,
+    source: Source,
     output: Output = Path("outputs"),
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt per line, instead of PROMPT.")] = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    weights: Weights = "auto",
-    preset: Preset = None,
-    objective: Objective = None,
-    vae: Vae = None,
     json: Json = False,
     **fields: object,
 ) -> None:
@@ -33,9 +30,6 @@ def generate(
     """
     if (prompt is None) == (prompts is None):
         raise RequestError("exactly one of PROMPT and --prompts is needed; to make a picture of nothing, give ''")
-    source = Source(
-        path=model, dtype=dtype, device=device, weights=weights, preset=preset, objective=objective, vae=vae
-    )
     make(
         source,
         [{**fields, "prompt": line} for line in ([prompt] if prompts is None else lines(prompts))],

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mezzotint.cli.console import print_json, stderr, stdout
-from mezzotint.cli.options import Device, Dtype, Json, Model, Objective, Output, Preset, Vae, Weights, picture_options
-from mezzotint.cli.pictures import Source, run, tell
+from mezzotint.cli.options import Json, Output, picture_options, source_options
+from mezzotint.cli.pictures import run, tell
 from mezzotint.images import check_folder, encode, read_infotext, write_file, write_infotext
 from mezzotint.pipeline import grid as grids
+from mezzotint.pipeline.source import Source
 
 if TYPE_CHECKING:
     from mezzotint.pipeline.generate import Result
@@ -20,19 +21,15 @@ _AXIS = "FIELD=VALUES: steps=4,8,16; seed=1-4; guidance=1-9 (+2); sampler=euler,
 
 
 @picture_options("count")
+@source_options()
 def grid(
     prompt: Annotated[str, typer.Argument(help="What the pictures show.")],
     x: Annotated[str | None, typer.Option("--x", help=f"What varies along a row, {_AXIS}")] = None,
     y: Annotated[str | None, typer.Option("--y", help="What varies from row to row, written like --x.")] = None,
-    model: Model = "icons",
+    *,
+    source: Source,
     output: Output = Path("outputs"),
     cells: Annotated[bool, typer.Option("--cells", help="Also write every cell as a picture of its own.")] = False,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    weights: Weights = "auto",
-    preset: Preset = None,
-    objective: Objective = None,
-    vae: Vae = None,
     json: Json = False,
     **fields: object,
 ) -> None:
@@ -44,11 +41,8 @@ def grid(
     Example: mezzotint grid "a red heart" -m model --x steps=2,4 --y "prompt=red,blue" --seed 1
     """
     x_axis, y_axis = (grids.axis(text) if text else None for text in (x, y))
-    planned = grids.plan({**fields, "prompt": prompt, "model": model}, x_axis, y_axis)
+    planned = grids.plan({**fields, "prompt": prompt, "model": source.model}, x_axis, y_axis)
     check_folder(output)
-    source = Source(
-        path=model, dtype=dtype, device=device, weights=weights, preset=preset, objective=objective, vae=vae
-    )
     made = _made(source, planned)
     images = [result.images[0] for result in made]
     paper, boxes = grids.sheet(planned, images, prompt)
@@ -82,11 +76,11 @@ def grid(
 def _made(source: Source, planned: grids.Grid) -> "list[Result]":
     """A result for every cell, in their order; each model is loaded once."""
     found: dict[int, Result] = {}
-    models = dict.fromkeys(cell.model or source.path for cell in planned.cells)
+    models = dict.fromkeys(cell.model or source.model for cell in planned.cells)
     for name in models:
-        system = replace(source, path=name).load()
+        system = replace(source, model=name).load()
         for i, cell in enumerate(planned.cells):
-            if (cell.model or source.path) == name:
+            if (cell.model or source.model) == name:
                 stderr.print(_said(planned, cell, len(found) + 1), markup=False, soft_wrap=True)
                 found[i] = run(system, cell.request)
     return [found[i] for i in range(len(planned.cells))]

@@ -1,8 +1,9 @@
-"""Flags that several verbs share. A verb's picture options are the fields of `Request`: same names, same validation."""
+"""Flags that several verbs share: the fields of `Request` and of `Source`, with the same names and validation."""
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -10,22 +11,43 @@ import typer
 
 from mezzotint.errors import RequestError
 from mezzotint.pipeline.request import ImageRef, Request
+from mezzotint.pipeline.source import SAID, Source
 
-Model = Annotated[
-    str, typer.Option("--model", "-m", envvar="MEZZOTINT_MODEL", help="Checkpoint: folder, file, ORG/NAME, or icons.")
-]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder that the pictures are written to.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Weights = Annotated[
-    str, typer.Option(help="The U-Net's: auto, int8 (half the memory) or w8a8 (faster, too): approximations.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
-Preset = Annotated[str | None, typer.Option(help="Family of the checkpoint, if it should not be detected.")]
-Objective = Annotated[str | None, typer.Option(help="epsilon, v_prediction or sample, if it should not be detected.")]
-Vae = Annotated[Path | None, typer.Option(help="Stand-alone VAE to use instead of the checkpoint's own.")]
 Json = Annotated[bool, typer.Option("--json", help="Print data instead of text.")]
 
 Verb = Callable[..., None]
+
+
+def source_options(*left_out: str) -> Callable[[Verb], Verb]:
+    """Give a verb, in place of its parameter of type `Source`, one flag for each field of that but those left out.
+
+    Left out are also those that the verb has a parameter of its own for.
+    """
+
+    def decorate(verb: Verb) -> Verb:
+        own = [*inspect.signature(verb, eval_str=True).parameters.values()]
+        place = next(i for i, p in enumerate(own) if p.annotation is Source)
+        name = own.pop(place).name
+        taken = {p.name for p in own} | set(left_out)
+        asked = [_source_flag(one) for one in fields(Source) if one.name in SAID.keys() - taken]
+
+        def called(**given: Any) -> None:  # Any: each flag has its own type
+            source = Source(**{flag.name: given.pop(flag.name) for flag in asked})
+            verb(**given, **{name: source})
+
+        return flagged(called, verb, [*own[:place], *asked, *own[place:]])
+
+    return decorate
+
+
+def _source_flag(field: "Field[Any]") -> inspect.Parameter:  # Any: of any type
+    """The field of `Source` as a flag."""
+    said = SAID[field.name]
+    names, variable = (("--model", "-m"), "MEZZOTINT_MODEL") if field.name == "model" else ((), None)
+    option = typer.Option(*names, envvar=variable, help=f"{said[0].upper()}{said[1:]}.")
+    annotation = Annotated[field.type, option]  # pyright: ignore[reportInvalidTypeForm]  # known when this runs
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
 
 
 def picture_options(*left_out: str) -> Callable[[Verb], Verb]:
@@ -53,14 +75,18 @@ def picture_options(*left_out: str) -> Callable[[Verb], Verb]:
                 list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of the sampler; may be repeated.")
             ],
         )
-        keyword = [p.replace(kind=p.KEYWORD_ONLY) for p in own]
-        signature = inspect.Signature([*keyword, *asked, option])
-        called.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]  # what typer reads
-        called.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-        called.__name__, called.__doc__ = verb.__name__, verb.__doc__
-        return called
+        return flagged(called, verb, [*own, *asked, option])
 
     return decorate
+
+
+def flagged(called: Verb, verb: Verb, parameters: Iterable[inspect.Parameter]) -> Verb:
+    """`called` under the verb's name and help, with these parameters for typer to read."""
+    keyword = [p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY) for p in parameters]
+    called.__signature__ = inspect.Signature(keyword)  # pyright: ignore[reportFunctionMemberAccess]  # what typer reads
+    called.__annotations__ = {p.name: p.annotation for p in keyword}
+    called.__name__, called.__doc__ = verb.__name__, verb.__doc__
+    return called
 
 
 def _flag(name: str) -> inspect.Parameter:

@@ -2,40 +2,17 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mezzotint.cli.console import print_json, progress_bar, stderr, stdout, warn
 from mezzotint.images import check_folder
 from mezzotint.pipeline.request import Request
+from mezzotint.pipeline.source import Source
 
 if TYPE_CHECKING:
     from mezzotint.pipeline.generate import Result
     from mezzotint.pipeline.system import System
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """Which model, and how it is loaded: the arguments of `mezzotint.load`."""
-
-    path: str
-    dtype: str = "auto"
-    device: str = "auto"
-    revision: str | None = None
-    variant: str | None = None
-    preset: str | None = None
-    objective: str | None = None
-    vae: Path | None = None
-    unclip_stats: Path | None = None
-    kernels: str | Mapping[str, Any] = "auto"  # Any: a record's own, which `load` checks
-    weights: str = "auto"
-
-    def load(self) -> "System":
-        """The model, with its networks mapped from the file."""
-        from mezzotint.pipeline.system import load
-
-        return load(**asdict(self))
 
 
 def make(

@@ -1,25 +1,28 @@
 """`mezzotint replay`: the picture of a file made again from what the file says."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mezzotint.cli.console import print_json, stderr, stdout
-from mezzotint.cli.options import Device, Json, Output
-from mezzotint.cli.pictures import Source
+from mezzotint.cli.options import Json, Output, source_options
 from mezzotint.errors import CheckpointError
 from mezzotint.images import check_folder
+from mezzotint.pipeline.source import Source
 
 
+@source_options()
 def replay(
     picture: Annotated[Path, typer.Argument(help="A picture made by mezzotint.")],
+    *,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="The model, if it is no longer where it was.")
     ] = None,
-    output: Output = Path("outputs"),
     dtype: Annotated[str | None, typer.Option(help="Instead of the recorded one.")] = None,
-    device: Device = "auto",
+    source: Source,
+    output: Output = Path("outputs"),
     json: Json = False,
 ) -> None:
     """Make a picture again, saying beforehand whether equal bits can be expected, and afterwards whether they came.
@@ -31,7 +34,7 @@ def replay(
     name, recorded_dtype, kernels = pipeline.recorded_source(picture)
     check_folder(output)
     try:
-        system = Source(path=model or name, dtype=dtype or recorded_dtype, device=device, kernels=kernels).load()
+        system = replace(source, model=model or name, dtype=dtype or recorded_dtype, kernels=kernels).load()
     except CheckpointError as error:
         hint = "" if model else f"; {picture} was made with it: say where it is now with --model"
         raise CheckpointError(f"{error}{hint}") from None

@@ -6,14 +6,17 @@ from typing import Annotated
 import typer
 
 from mezzotint.cli.console import stdout
-from mezzotint.cli.options import Device, Dtype, Model, Weights
-from mezzotint.errors import CheckpointError, RequestError
+from mezzotint.cli.options import source_options
+from mezzotint.errors import RequestError
+from mezzotint.pipeline.source import Source
 
 Gallery = Annotated[Path, typer.Option(help="Folder that pictures and their index are kept in.")]
 
 
+@source_options()
 def serve(
-    model: Model = "icons",
+    *,
+    source: Source,
     models: Annotated[Path | None, typer.Option(help="Folder with more models, to switch between.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; others than 127.0.0.1 need --key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
@@ -34,19 +37,17 @@ def serve(
     ] = 0,
     max_pixels: Annotated[int, typer.Option(min=64, help="Largest picture, width times height.")] = 1 << 22,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that jobs get to finish when the server is ended.")] = 30,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    weights: Weights = "auto",
     reindex: Annotated[
         bool, typer.Option("--reindex", help="Make the gallery's index again from its files, and stop.")
     ] = False,
 ) -> None:
     """Serve a page and the APIs of OpenAI, AUTOMATIC1111 and Hugging Face clients, to this machine alone by default.
 
+    Models that are switched to share --dtype, --device and --weights; the rest of how to load one is of --model alone.
+
     Example: mezzotint serve -m model --port 8000
     """
     try:
-        from mezzotint.serve.models import PACKAGED, packaged
         from mezzotint.serve.store import Store
     except ImportError:
         raise _lacking() from None
@@ -62,15 +63,8 @@ def serve(
         from mezzotint.serve.works import Settings
     except ImportError:
         raise _lacking() from None
-    if model == PACKAGED and not packaged().is_dir():
-        raise CheckpointError("this installation has no packaged model 'icons'; name a checkpoint with --model")
-    is_hub_id = model.count("/") == 1 and not model.startswith((".", "~", "/"))
-    if model != PACKAGED and not Path(model).expanduser().exists() and not is_hub_id:
-        raise CheckpointError(f"{model!r}: no such file or folder, and not a hub id (ORG/NAME)")
     settings = Settings(
-        dtype=dtype,
-        device=device,
-        weights=weights,
+        source=source,
         places=places,
         queue=queue,
         merge_rows=merge_rows,
@@ -87,7 +81,7 @@ def serve(
         models=models,
         settings=settings,
     )
-    run(model, place, lambda line: print(line, flush=True))
+    run(place, lambda line: print(line, flush=True))
 
 
 def _lacking() -> RequestError:

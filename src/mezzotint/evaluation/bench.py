@@ -9,7 +9,6 @@ import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +21,9 @@ from mezzotint.evaluation.clip_score import Texts, read_texts
 from mezzotint.evaluation.features import Extractor, extractor
 from mezzotint.evaluation.prompt_sets import PromptSet, read_prompts
 from mezzotint.evaluation.spec import REFERENCE, SINGLE, TRAINING, EvaluationSpec
+from mezzotint.evaluation.tower import place_of
 from mezzotint.evaluation.work import SETS, GivenPictures, MadePictures, Source, StoredPictures, WorkSet, key_of, stored
-from mezzotint.pipeline.system import System, load
+from mezzotint.pipeline.system import System
 from mezzotint.prompts.tokenizer import bundled, from_folder
 
 JUDGE = "evaluator"
@@ -49,8 +49,7 @@ class Bench:
     @cached_property
     def system(self) -> System:
         """The model that makes pictures."""
-        assert self.spec.model is not None
-        return load(self.spec.model, dtype=self.spec.dtype, device=self.spec.device)
+        return self.spec.source.load()
 
     @cached_property
     def prompt_set(self) -> PromptSet | None:
@@ -121,8 +120,7 @@ class Bench:
     def judge(self) -> Path:
         """Where the CLIP that scores lies."""
         assert self.spec.clip is not None
-        packaged = Path(str(resources.files("mezzotint"))) / "assets" / "icons-parts" / "evaluator"
-        return packaged if self.spec.clip == JUDGE else Path(self.spec.clip)
+        return place_of(self.spec.clip)
 
     def texts(self, prompts: Sequence[str]) -> tuple[str, Texts]:
         """The name of the CLIP that scores, and its features of the prompts."""
@@ -138,7 +136,12 @@ class Bench:
         file = self.spec.out / SPEC
         work: dict[str, Any] = json.loads(json.dumps(self.spec.work()))  # Any: JSON
         found = read_json(file) if file.exists() else work
-        if (first := next((name for name in work if found.get(name) != work[name]), None)) is not None:
+        if (
+            first := next(
+                (name for name in work if found.get(name, EvaluationSpec.model_fields[name].default) != work[name]),
+                None,
+            )
+        ) is not None:
             raise RequestError(
                 f"{self.spec.out} holds another evaluation ({first}: {found.get(first)!r} → {work[first]!r}); "
                 "take another --out, or remove it"

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mezzotint.errors import RequestError, unknown
+from mezzotint.pipeline.source import SAID, Source
 
 METRICS: dict[str, str] = {
     "fid": "Frechet distance of features, and its extrapolation to infinitely many pictures",
@@ -79,8 +80,12 @@ class EvaluationSpec(BaseModel):
     seed: int = Field(default=0, ge=0, le=2**62, description="seed of the first picture; every other has its own")
     per_prompt: int = Field(default=1, ge=1, description="pictures for each prompt")
     limit: int | None = Field(default=None, ge=1, description="only the first so many prompts, or given pictures")
-    dtype: str = Field(default="auto", description="precision of the model: auto, float32, bfloat16, float16")
-    device: str = Field(default="auto", description="of the model: auto, cpu, cuda, mps")
+    dtype: str = Field(default="auto", description=SAID["dtype"])
+    device: str = Field(default="auto", description=SAID["device"])
+    weights: str = Field(default="auto", description=SAID["weights"])
+    preset: str | None = Field(default=None, description=SAID["preset"])
+    objective: str | None = Field(default=None, description=SAID["objective"])
+    vae: Path | None = Field(default=None, description=SAID["vae"])
     chunk: int = Field(default=64, ge=1, description="pictures whose features share a file: what a crash can cost")
     threads: int = Field(default=1, ge=1, description="of each worker; another number may change last digits")
     skip_broken: bool = Field(default=False, description="leave out pictures that cannot be read, instead of stopping")
@@ -149,6 +154,15 @@ class EvaluationSpec(BaseModel):
             return frozenset(self.metrics)
         allowed = {"fid": self.against, "kid": self.against, "clip": self.clip, "copies": self.training}
         return frozenset(metric for metric, needed in allowed.items() if needed)
+
+    @property
+    def source(self) -> Source:
+        """The model that makes pictures, and how it is loaded."""
+        assert self.model is not None
+        return Source(
+            model=self.model, dtype=self.dtype, device=self.device, weights=self.weights,
+            preset=self.preset, objective=self.objective, vae=self.vae,
+        )  # fmt: skip
 
     @property
     def part(self) -> tuple[int, int]:

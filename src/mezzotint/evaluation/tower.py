@@ -1,7 +1,6 @@
 """Image towers of CLIP files: ours, transformers' and OpenCLIP's layouts, and the evaluator inside this package."""
 
 import hashlib
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ from mezzotint.checkpoints.clip import read_clip
 from mezzotint.checkpoints.files import sha256_of
 from mezzotint.evaluation.protocols import Channels
 from mezzotint.models.clip import CLIP_MEAN, CLIP_STD, ImageTower
+from mezzotint.storage import asset
 
 PACKAGED = "package:"  # begins the name of a folder among this package's assets
 EVALUATOR = f"{PACKAGED}icons-parts/evaluator"
@@ -39,5 +39,5 @@ def place_of(path: str | Path) -> Path:
     """Where a CLIP is: a path, or `package:NAME` or "evaluator" for what is inside this package."""
     path = EVALUATOR if path == "evaluator" else path
     if isinstance(path, str) and path.startswith(PACKAGED):
-        return Path(str(resources.files("mezzotint"))) / "assets" / path.removeprefix(PACKAGED)
+        return asset(path.removeprefix(PACKAGED))
     return Path(path)

@@ -4,8 +4,6 @@ The CLIP in this package was trained on 64-pixel icons; it is asked about models
 says that there is none.
 """
 
-from importlib import resources
-from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from mezzotint.evaluation.accuracy import picture_features
 from mezzotint.evaluation.clip_score import WEIGHT, cosines, read_texts
+from mezzotint.evaluation.tower import place_of
 from mezzotint.explain.blocks import Section, Telling, code_of, curves, line, matrix, picture, pictures
 from mezzotint.explain.steps import Scene
 from mezzotint.explain.watch import chosen
@@ -39,7 +38,7 @@ class Evaluator(NamedTuple):
 
 def evaluator() -> Evaluator | None:
     """The packaged one, if this installation has it."""
-    folder = Path(str(resources.files("mezzotint"))) / "assets" / "icons-parts" / "evaluator"
+    folder = place_of("evaluator")
     if not (folder / "clip.safetensors").exists():
         return None
     settings = read_config(folder, "clip", ClipSettings)

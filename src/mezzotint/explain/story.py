@@ -159,7 +159,8 @@ def telling(scene: Scene) -> Telling[Story]:
     latent = yield from latent_section(scene)
     judged = yield from judged_section(scene)
     looking = ("looking on (only here)", 1000 * (watching.maps.seconds if watching.maps is not None else 0.0))
-    known = [("text towers", numbers.ms or 0.0), ("U-Net", steps.ms or 0.0), ("decoder", latent.ms or 0.0)]
+    tower = "text tower" if len(system.text) == 1 else "text towers"
+    known = [(tower, numbers.ms or 0.0), ("U-Net", steps.ms or 0.0), ("decoder", latent.ms or 0.0)]
     rest = scene.ms - sum(ms for _, ms in [*known, looking])
     parts = [*known, ("everything else", max(0.0, rest)), looking]
     told = [first, numbers, noise_section(scene), schedule_section(scene), steps, guidance, latent]
@@ -183,6 +184,7 @@ def _flow(scene: Scene, found: Read) -> Block:
     request, context, first = scene.resolved.request, scene.told.context, scene.moments[0].query
     latent = scene.moments[-1].answer
     return {
+        "tower": "text tower" if len(scene.system.text) == 1 else "text towers",
         "tokens": len(found.tokens),
         "slots": found.slots,
         "context": "" if context is None else f"{context.shape[1]} × {context.shape[2]} numbers",

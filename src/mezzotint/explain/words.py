@@ -15,8 +15,9 @@ from mezzotint.explain.blocks import Block, Section, bars, code_of, matrix, size
 from mezzotint.models.attention import Attention
 from mezzotint.models.clip import TextTower
 from mezzotint.models.unet import Conditioning, sized_vector
+from mezzotint.pipeline.condition import encoded
 from mezzotint.pipeline.request import Request
-from mezzotint.prompts.encode import encode_chunks, encode_prompt
+from mezzotint.prompts.encode import encode_chunks
 from mezzotint.prompts.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def tokens_section(system: "System", request: Request) -> tuple[Section, Read]:
         {"kind": "tokens", "chips": chips, "slots": found.slots, "used": used, "dropped": list(found.dropped)}
     ]
     if len(system.text) > 1:
-        blocks.append(text(f"This model has {len(system.text)} text towers; each reads the same tokens."))
+        blocks.append(text(f"This model has {len(system.text)} text towers; each reads the same pieces."))
     if request.negative:
         other = read(request.negative, tokenizer, tower.config.positions)
         rows = [(token.slot, token.id, token.piece) for token in other.tokens]
@@ -115,12 +116,13 @@ def tokens_section(system: "System", request: Request) -> tuple[Section, Read]:
 
 @torch.no_grad()
 def numbers_section(system: "System", request: Request, found: Read, told: Conditioning) -> Section:
-    """Section 2: the states of the text towers."""
+    """Section 2: the states of the text towers. Its time is that of all towers, for all that the picture was told."""
     begun = perf_counter()
-    encode_prompt(request.prompt, system.text, system.tokenizers, system.rules, clip_skip=request.clip_skip)
+    encoded(system, request)
     ms = round(1000 * (perf_counter() - begun), 1)
     context = told.context
     assert context is not None  # every model of the family is told text
+    is_alone = len(system.text) == 1
     states = context[0].float().cpu()[: found.slots]  # [n d]
     rows = [token.piece for token in found.tokens] + ["·"] * (found.slots - len(found.tokens))
     shown = _binned(states)
@@ -145,7 +147,11 @@ def numbers_section(system: "System", request: Request, found: Read, told: Condi
         if changes:
             items = [(word, change, f"{change:.3f}") for word, change in zip(names, changes, strict=False)]
             blocks.append(
-                bars(items, "How much the whole prompt changes when one word is left out (1 - cosine: 0 is not at all)")
+                bars(
+                    items,
+                    "How much the whole prompt changes when one word is left out "
+                    f"(1 - cosine{'' if is_alone else ' in the first tower'}: 0 is not at all)",
+                )
             )
     shapes = [f"context {sizes(context)}"]
     vector = told.vector
@@ -157,13 +163,16 @@ def numbers_section(system: "System", request: Request, found: Read, told: Condi
         spread = SPREAD * float(row.std())
         blocks.append(strip(row.expand(6, -1), [""] * 6, f"The vector, {width} numbers: {what}", spread))
     towers = " and ".join(f"{tower.config.layers} layers of width {tower.config.width}" for tower in system.text)
+    these = (
+        f"A text tower ({towers}) lets" if is_alone else f"{len(system.text)} text towers ({towers}), side by side, let"
+    )
     said = (
         "Besides, it is told one vector of everything that has no place in the picture." if vector is not None else ""
     )
     return Section(
         id="numbers",
         title="Tokens become numbers that know their neighbours",
-        lead=f"Every token starts as a row of learnt numbers. A text tower ({towers}) lets each token look at the ones "
+        lead=f"Every token starts as a row of learnt numbers. {these} each token look at the ones "
         "before it, so that a word differs with what stands in front of it. These rows are all that the picture "
         f"network learns of the prompt. {said}".strip(),
         formula="state = token + place;   at each layer: state += attention(state) + perceptron(state)",
@@ -171,7 +180,7 @@ def numbers_section(system: "System", request: Request, found: Read, told: Condi
         ms=ms,
         code=(
             code_of(TextTower.forward, "states ="),
-            code_of(sized_vector) if len(system.text) > 1 else code_of(Attention.forward, "k, v ="),
+            code_of(Attention.forward, "k, v =") if is_alone else code_of(sized_vector),
         ),
         blocks=blocks,
     )

@@ -40,7 +40,7 @@ class KernelSet:
     weights: OneOf["plain", "packed", "int8", "w8a8"] = "plain"  # plain: modules as they are, nothing else applies
     attention: OneOf["torch", "float32", "matmul", "native"] = "torch"
     norm: OneOf["torch", "native"] = "torch"
-    convolution: OneOf["packed", "winograd"] = "packed"  # of 3x3 on large maps, in bfloat16
+    convolution: OneOf["packed", "winograd"] = "packed"  # of 3x3, in bfloat16
 
     def recorded(self) -> dict[str, str]:
         """As it stands in a record."""

@@ -59,6 +59,7 @@ class Unit(NamedTuple):
 UNITS = (
     Unit("ops.cpp", ("-O2",), needs_torch=True),
     Unit("ops_attention.cpp", ("-O2",), needs_torch=True),
+    Unit("ops_convolution.cpp", ("-O2",), needs_torch=True),
     Unit("ops_gradients.cpp", ("-O2",), needs_torch=True),
     Unit("ops_int8.cpp", ("-O2",), needs_torch=True),
     *(
@@ -282,9 +283,32 @@ def convolves(module: nn.Conv2d) -> bool:
         and module.weight.dtype is torch.bfloat16
         and module.weight.device.type == "cpu"
         and module.in_channels % 16 == 0
-        and module.out_channels % 32 == 0
+        and module.out_channels % 16 == 0
         and "avx512_bf16" in instructions()
     )
+
+
+def convolution_weights(
+    weight: Float[Tensor, "o c 3 3"], *, is_doubled: bool = False, is_transformed: bool = False, is_turned: bool = False
+) -> Tensor:
+    """Weights in the order in which `convolve_together` reads them; transformed, `convolve`: 16 / 9 of the size.
+
+    Turned: of the convolution from o to c channels that is the gradient of this one.
+    Source: Lavin and Gray 2015, arXiv:1509.09308.
+    """
+    return _ops.convolution_weights(weight, is_doubled, is_transformed, is_turned)
+
+
+def convolve_together(
+    x: Float[Tensor, "b c h w"],
+    weights: Tensor,
+    bias: Float[Tensor, "o"],
+    add: Float[Tensor, "b o h2 w2"] | None = None,
+    *,
+    is_doubled: bool = False,
+) -> Float[Tensor, "b o h2 w2"]:
+    """What `convolve` computes, of whole pictures without factors: weights are read once for all of them."""
+    return _ops.convolve_together(x, weights, bias, add, is_doubled)
 
 
 def convolve(
@@ -301,8 +325,8 @@ def convolve(
 ) -> None:
     """Rows [first, last) of x, times the first of `factors` plus the second and through SiLU, convolved into `out`.
 
-    Or added to what it holds. Doubled: of x behind a nearest upsampling. `weights` are transformed (convolution.py);
-    x and out are bfloat16, channels_last, whole maps. `first` is even unless doubled.
+    Or added to what it holds. Doubled: of x behind a nearest upsampling. `weights` are transformed; x and out are
+    bfloat16, channels_last, whole maps. `first` is even unless doubled.
     """
     scale, offset = (None, None) if factors is None else factors
     _ops.convolve(x, scale, offset, weights, bias, is_doubled, is_added, first, last, out)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mezzotint.kernels.pages import give_back
@@ -123,6 +124,20 @@ class PackedConvolution:
         return self._packed
 
 
+class PackedDouble:
+    """A 3x3 convolution behind a nearest upsampling, as a 2x2 one before it: `packed` makes its four phases."""
+
+    def __init__(self, packed: PackedConvolution) -> None:
+        self._packed = packed
+
+    def __call__(self, x: Tensor, *, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
+        four = self._packed(x, bias=None if bias is None else bias.repeat(4))
+        b, o, h, w = four.shape[0], four.shape[1] // 4, 2 * x.shape[2], 2 * x.shape[3]
+        out = torch.empty((b, o, h, w), dtype=x.dtype, memory_format=torch.channels_last)
+        spread(four, out)
+        return out if add is None else out + add
+
+
 class PlainLinear:
     """Modules of one input side by side as torch runs them: also those that something was attached to."""
 
@@ -200,6 +215,15 @@ def phases(module: nn.Conv2d) -> Weights:
     taps = [_pairs(part_of, 3, phase) for part_of in rows for phase in (0, 1)]
     bias = None if module.bias is None else module.bias.repeat(4)
     return Weights(torch.cat(taps), bias)
+
+
+def spread(four: Float[Tensor, "b 4o h1 w1"], to: Float[Tensor, "b o 2h 2w"]) -> None:
+    """What a 2x2 convolution with padding 1 by the weights of `phases` makes, where it belongs."""
+    _, channels, rows, columns = to.shape
+    for phase in range(4):
+        p, r = divmod(phase, 2)  # which of two rows and columns these outputs are
+        part_of = four[:, phase * channels : (phase + 1) * channels]
+        to[:, :, p::2, r::2] = part_of[:, :, p : p + rows // 2, r : r + columns // 2]
 
 
 def _pairs(weight: Tensor, dim: int, phase: int) -> Tensor:

@@ -31,9 +31,10 @@ from mezzotint.kernels.convolution import convolution_of
 from mezzotint.kernels.int8 import multiplies_bytes
 from mezzotint.kernels.map import Factors, Map, uninitialised
 from mezzotint.kernels.packed import PackedConvolution, PackedLinear, Weights, is_packable
+from mezzotint.kernels.workshop import Workshop
 from mezzotint.storage import atomic, cache_folder
 
-SCHEMA = 2
+SCHEMA = 3
 ROUNDS = 6
 VARIABLE = "MEZZOTINT_KERNELS"
 NAMED = {"torch": PLAIN, "packed": PACKED, "native": NATIVE}
@@ -255,16 +256,19 @@ def _norm(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
 
 def _convolution(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """A band of a large map of the autoencoder, normalised before."""
+    """A band of a large map of the autoencoder, normalised before, and two small maps of a U-Net."""
     module = nn.Conv2d(128, 128, 3, padding=1).to(dtype).requires_grad_(False)
     shape = (1, 128, 16, 256)
+    deep, images = nn.Conv2d(320, 320, 3, padding=1).to(dtype).requires_grad_(False), _drawn(2, 320, 16, 16).to(dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
     x = _drawn(*shape).to(dtype).contiguous(memory_format=torch.channels_last)
     factors = Factors(torch.ones(1, 128), torch.zeros(1, 128))
 
     def call(kernels: KernelSet) -> Callable[[], object]:
         convolution = convolution_of(module, kernels, is_doubled=False)
         before, out = Map(x, kernels), Map(uninitialised(shape, dtype), kernels)
-        return lambda: convolution.write(before, factors, 0, shape[2], out, is_added=False)
+        whole = Workshop(kernels).convolution(deep)
+        return lambda: (convolution.write(before, factors, 0, shape[2], out, is_added=False), whole(images))
 
     base = NATIVE if native.available() else PACKED
     sets = [replace(base, convolution="packed"), *([NATIVE] if native.convolves(module) else [])]

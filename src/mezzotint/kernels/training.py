@@ -1,9 +1,10 @@
 """Networks of the family as they are trained on a processor: the same weights and function, quicker both ways.
 
 `quicken` gives modules of a network forward methods of the classes here: GroupNorm with SiLU, GEGLU and attention
-compiled with their gradients, one product for queries, keys and values, 1x1 convolutions as products, and a nearest
-upsampling with the 3x3 convolution behind it as 2x2 convolutions (16 multiplications instead of 36). It is done to the
-working copies of a run, never to a network that is anybody's. Forward hooks of the layers inside are not called.
+compiled with their gradients, one product for queries, keys and values, 1x1 convolutions as products, 3x3 ones in
+bfloat16 and their gradient to the input by Winograd's way, and a nearest upsampling with the 3x3 convolution behind it
+as 2x2 convolutions (16 multiplications instead of 36, both). It is done to the working copies of a run, never to a
+network that is anybody's. Forward hooks of the layers inside are not called.
 """
 
 import os
@@ -63,6 +64,13 @@ class QuickResBlock(ResBlock):
         return (pointwise(x, self.shortcut) if isinstance(self.shortcut, nn.Conv2d) else x) + h
 
 
+class QuickGroupNorm(nn.GroupNorm):
+    """A GroupNorm that stands alone, of channels-last maps."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return group_norm(input, self, is_silu=False) if input.ndim == 4 and self.affine else super().forward(input)
+
+
 class QuickUpsample(Upsample):
     """Nearest neighbour to twice the size, and the convolution behind it."""
 
@@ -104,13 +112,6 @@ class QuickFeedForward(FeedForward):
         return self.out(geglu(self.in_(x)))
 
 
-class QuickGroupNorm(nn.GroupNorm):
-    """One that no block above has taken along."""
-
-    def forward(self, input: Tensor) -> Tensor:  # torch's own name
-        return group_norm(input, self, is_silu=False) if input.ndim == 4 and self.affine else super().forward(input)
-
-
 class QuickUNet(UNet):
     """A U-Net whose maps are channels-last from the first one on, so that no skip is another way round."""
 
@@ -140,10 +141,10 @@ _QUICK: dict[type[nn.Module], type[nn.Module]] = {
     UNet: QuickUNet,
     Encoder: QuickEncoder,
     Decoder: QuickDecoder,
+    nn.GroupNorm: QuickGroupNorm,
     ResBlock: QuickResBlock,
     Upsample: QuickUpsample,
     Transformer: QuickTransformer,
     Attention: QuickAttention,
     FeedForward: QuickFeedForward,
-    nn.GroupNorm: QuickGroupNorm,
 }

@@ -5,8 +5,8 @@ values of self-attention are one product; the gate of the feed-forward multiplie
 time embeddings and residuals are added where the convolution or product writes its result; what a timestep adds to all
 blocks is one product, remembered by timestep. Rows that cannot differ yet, as with guidance before the first
 cross-attention, are computed once. A nearest upsampling and the 3x3 convolution behind it are one 2x2 convolution
-with four times the outputs: 16 multiplications instead of 36. Convolutions of large maps in bfloat16 go by Winograd's
-way: again 16 instead of 36, or 9 behind an upsampling.
+with four times the outputs: 16 multiplications instead of 36. Convolutions in bfloat16 go by Winograd's way where the
+compiled kernels are: again 16 instead of 36, or 9 behind an upsampling.
 
 The modules stay what they are: their hooks are called, and a layer that something was attached to runs as it is.
 
@@ -230,23 +230,13 @@ class _Double:
 
     def __init__(self, module: Upsample, shop: Workshop) -> None:
         self._plain = shop.convolution(module.conv)
-        is_known = type(module.conv) is nn.Conv2d
-        self._phases = shop.doubled(module.conv) if is_known else None
-        self._tiled = shop.tiled_double(module.conv) if is_known else None
+        self._doubled = shop.doubled(module.conv) if type(module.conv) is nn.Conv2d else None
 
     def __call__(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        b, _, h, w = x.shape
-        if self._phases is None or size != (2 * h, 2 * w):
-            doubled = F.interpolate(x, size=size, mode="nearest")
-            return self._plain(doubled.contiguous(memory_format=torch.channels_last))
-        if self._tiled is not None and self._tiled.takes(x):
-            return self._tiled(x)
-        four = self._phases(x).permute(0, 2, 3, 1)  # [b h+1 w+1 4o]
-        out = four.new_empty(b, h, 2, w, 2, four.shape[-1] // 4)
-        for phase, part in enumerate(four.chunk(4, dim=-1)):
-            i, j = divmod(phase, 2)
-            out[:, :, i, :, j] = part[:, i : i + h, j : j + w]
-        return out.view(b, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
+        if self._doubled is not None and size == (2 * x.shape[2], 2 * x.shape[3]):
+            return self._doubled(x)
+        doubled = F.interpolate(x, size=size, mode="nearest")
+        return self._plain(doubled.contiguous(memory_format=torch.channels_last))
 
 
 class _Transformer:

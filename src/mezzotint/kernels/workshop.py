@@ -10,12 +10,13 @@ from torch import nn
 
 from mezzotint.kernels import native
 from mezzotint.kernels.choices import KernelSet
-from mezzotint.kernels.convolution import TiledConvolution
+from mezzotint.kernels.convolution import WholeWinograd
 from mezzotint.kernels.int8 import Int8Convolution, Int8Linear, W8A8Convolution, W8A8Linear
 from mezzotint.kernels.packed import (
     Convolution,
     Linear,
     PackedConvolution,
+    PackedDouble,
     PackedLinear,
     PlainConvolution,
     PlainLinear,
@@ -43,7 +44,7 @@ class Workshop:
         self._make_linear, self._make_convolution = LAYERS.get(kernels.weights, LAYERS["packed"])
         self._linear = WeakValueDictionary[tuple[object, ...], PackedLinear]()
         self._convolution = WeakValueDictionary[tuple[object, ...], PackedConvolution]()
-        self._tiled = WeakValueDictionary[tuple[object, ...], TiledConvolution]()
+        self._whole = WeakValueDictionary[tuple[object, ...], WholeWinograd]()
 
     @cached_property
     def exact(self) -> "Workshop":
@@ -76,31 +77,27 @@ class Workshop:
         """A convolution."""
         if type(module) is not nn.Conv2d:
             return PlainConvolution(module)
-        packed = self._packed_convolution(
-            ("whole", id(module)),
-            lambda: Weights(module.weight, module.bias),
-            module,
-            cast("tuple[int, int]", module.padding),
+        if self._is_winograd(module):
+            return self._winograd(module, is_doubled=False)
+        padding = cast("tuple[int, int]", module.padding)
+        return self._packed_convolution(
+            (False, id(module)), lambda: Weights(module.weight, module.bias), module, padding
         )
-        return self._tiled_convolution(module, packed, is_doubled=False) or packed
 
-    def doubled(self, module: nn.Conv2d) -> PackedConvolution:
-        """A 3x3 convolution behind a nearest upsampling, as a 2x2 one before it: the outputs of four phases."""
-        return self._packed_convolution(("doubled", id(module)), lambda: phases(module), module, (1, 1))
+    def doubled(self, module: nn.Conv2d) -> Convolution:
+        """A 3x3 convolution of the nearest upsampling of a map."""
+        if self._is_winograd(module):
+            return self._winograd(module, is_doubled=True)
+        return PackedDouble(self._packed_convolution((True, id(module)), lambda: phases(module), module, (1, 1)))
 
-    def tiled_double(self, module: nn.Conv2d) -> TiledConvolution | None:
-        """The same of large maps, by tiles; None where the kernel set has no such thing."""
-        return self._tiled_convolution(module, None, is_doubled=True)
+    def _is_winograd(self, module: nn.Conv2d) -> bool:
+        return self.kernels.convolution == "winograd" and self.kernels.weights == "packed" and native.convolves(module)
 
-    def _tiled_convolution(
-        self, module: nn.Conv2d, small: PackedConvolution | None, *, is_doubled: bool
-    ) -> TiledConvolution | None:
-        if self.kernels.convolution != "winograd" or self.kernels.weights != "packed" or not native.convolves(module):
-            return None
+    def _winograd(self, module: nn.Conv2d, *, is_doubled: bool) -> WholeWinograd:
         key = (is_doubled, id(module))
-        made = self._tiled.get(key)
+        made = self._whole.get(key)
         if made is None:
-            made = self._tiled[key] = TiledConvolution(module, small, is_doubled=is_doubled)
+            made = self._whole[key] = WholeWinograd(module, is_doubled=is_doubled)
         return made
 
     def _packed_convolution(

@@ -8,7 +8,7 @@ from torch import Tensor
 from mezzotint.errors import RequestError
 from mezzotint.models.unet import Conditioning, sized_vector
 from mezzotint.pipeline.request import Request
-from mezzotint.prompts.encode import Encoded, encode_pair
+from mezzotint.prompts.encode import EmptyNegative, Encoded, encode_pair
 
 if TYPE_CHECKING:
     from mezzotint.pipeline.system import System
@@ -32,21 +32,9 @@ def told(system: "System", request: Request) -> Sides:
 
     Raises: RequestError if a prompt does not fit and the request is strict.
     """
-    is_guided = request.guidance != 1 and not system.unet.config.guidance
-    unwanted = request.negative if is_guided else None
-    empty = (request.empty_negative or system.empty_negative) if is_guided else "zeros_if_none"
-    key = (request.prompt, unwanted, empty, request.clip_skip)
+    key = (request.prompt, *_opposite(system, request), request.clip_skip)
     if (known := system.prompts.get(key)) is None:
-        known = encode_pair(
-            request.prompt,
-            unwanted,
-            system.text,
-            system.tokenizers,
-            system.rules,
-            empty=empty,
-            clip_skip=request.clip_skip,
-        )
-        system.prompts[key] = known
+        known = system.prompts[key] = encoded(system, request)
         if len(system.prompts) > REMEMBERED_PROMPTS:
             system.prompts.popitem(last=False)
     system.prompts.move_to_end(key)
@@ -65,6 +53,27 @@ def told(system: "System", request: Request) -> Sides:
         Conditioning(negative.context, _vector(system, request, negative, request.negative_aesthetic)),
         warnings,
     )
+
+
+def encoded(system: "System", request: Request) -> tuple[Encoded, Encoded]:
+    """Prompt and negative prompt as all text towers read them; the latter only where there is guidance."""
+    unwanted, empty = _opposite(system, request)
+    return encode_pair(
+        request.prompt,
+        unwanted,
+        system.text,
+        system.tokenizers,
+        system.rules,
+        empty=empty,
+        clip_skip=request.clip_skip,
+    )
+
+
+def _opposite(system: "System", request: Request) -> tuple[str | None, EmptyNegative]:
+    """The negative prompt, and the rule for an empty one."""
+    if request.guidance == 1 or system.unet.config.guidance:
+        return None, "zeros_if_none"
+    return request.negative, request.empty_negative or system.empty_negative
 
 
 def _vector(system: "System", request: Request, encoded: Encoded, aesthetic: float) -> Tensor | None:

@@ -8,7 +8,6 @@ autoencoder's files.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from mezzotint.checkpoints.files import read_json
+from mezzotint.errors import CheckpointError
 from mezzotint.images import to_image
 from mezzotint.models.vae import AutoencoderKL
 from mezzotint.storage import atomic, cache_folder
@@ -80,8 +81,8 @@ def remembered_preview(vae: AutoencoderKL, files: Sequence[Path]) -> Float[Tenso
     key = "|".join(f"{path.resolve()}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
     path = cache_folder() / CACHED
     try:
-        known = cast(dict[str, object], json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        known = read_json(path)
+    except CheckpointError:
         known = dict[str, object]()
     weights = known_preview(known.get(key), vae.config.latent_channels)
     if weights is None:

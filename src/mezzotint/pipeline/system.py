@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -33,6 +32,7 @@ from mezzotint.names import PRESETS, PresetInfo
 from mezzotint.pipeline.drive import Network
 from mezzotint.pipeline.hashes import start_hash
 from mezzotint.pipeline.preview import known_preview, previewed, remembered_preview
+from mezzotint.pipeline.source import Place, locate
 from mezzotint.pipeline.unclip import Statistics, read_statistics
 from mezzotint.prompts.encode import LAST, RULES, EmptyNegative, Encoded, TowerRule, empty_negative
 from mezzotint.prompts.tokenizer import Tokenizer, bundled, from_folder
@@ -40,15 +40,6 @@ from mezzotint.prompts.tokenizer import Tokenizer, bundled, from_folder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 M = TypeVar("M", bound=nn.Module)
-
-
-class Place(NamedTuple):
-    """Where a model is, what it was asked for as, what it is called, and its revision if it came from the hub."""
-
-    path: Path
-    source: str
-    name: str
-    revision: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -214,38 +205,6 @@ def load(
     return _assembled(found, place, precision, where, variant, unclip_stats, Execution(chosen))
 
 
-def locate(source: str | Path, *, revision: str | None = None, variant: str | None = None) -> Place:
-    """The place of a model; the only function that may open a connection, and only for a hub id.
-
-    Raises: CheckpointError if there is no such model.
-    """
-    if str(source) == "icons":
-        if (packaged := packaged_model()) is None:
-            raise CheckpointError(
-                "this installation has no packaged model 'icons'; name a checkpoint: a folder, a file or ORG/NAME"
-            )
-        return Place(packaged, "icons", "icons")
-    path = Path(source).expanduser()
-    if path.exists():
-        return Place(path, str(source), path.stem if path.is_file() else path.resolve().name)
-    repository, _, at = str(source).partition("@")
-    parts = repository.split("/")
-    if (
-        len(parts) != 2
-        or not all(parts)
-        or str(source).startswith((".", "~"))
-        or path.suffix in {".safetensors", ".ckpt"}
-    ):
-        raise CheckpointError(f"{str(source)!r}: no such file or folder, and not a hub id (ORG/NAME)")
-    return _fetched(repository, at or revision, variant)
-
-
-def packaged_model() -> Path | None:
-    """The folder of the model in this package, if this installation has it."""
-    path = Path(str(resources.files("mezzotint"))) / "assets" / "icons"
-    return path if (path / "model_index.json").exists() else None
-
-
 def preferred_dtype(device: str | torch.device) -> torch.dtype:
     """bfloat16 where it is multiplied in hardware and not slower, else float32; float16 on GPUs without it."""
     kind = torch.device(device).type
@@ -254,22 +213,6 @@ def preferred_dtype(device: str | torch.device) -> torch.dtype:
     if kind == "cpu":
         return policy.preferred_dtype()
     return torch.float32
-
-
-def _fetched(repository: str, revision: str | None, variant: str | None) -> Place:
-    """The folder in Hugging Face's cache, completed from the hub; safetensors and texts only."""
-    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]  # of its progress bar
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
-    try:
-        folder = snapshot_download(
-            repository, revision=revision, allow_patterns=["*.json", "*.txt", "*.model", weights, f"*/{weights}"]
-        )
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{repository!r} is neither a path nor to be had from the hub: {first}") from None
-    return Place(Path(folder), repository, repository.rpartition("/")[2], Path(folder).name)
 
 
 def _assembled(

@@ -30,6 +30,7 @@ CODES = {
     403: "foreign_origin",
     404: "not_found",
     405: "wrong_method",
+    408: "too_slow",
     409: "busy",
     413: "too_large",
     415: "wrong_type",

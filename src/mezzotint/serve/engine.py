@@ -261,8 +261,7 @@ class Engine:
 
     def _loaded(self, head: dict[str, Any]) -> None:  # Any: JSON
         kernels = head.get("kernels") or "auto"  # as before the engine broke down: never timed twice
-        how = {name: head.get(name, "auto") for name in ("dtype", "device", "weights")}
-        system = load(head["path"], kernels=kernels, **how)
+        system = load(head["path"], kernels=kernels, **head.get("how", {}))
         system.place = system.place._replace(source=head["name"], name=head["name"])  # no path of ours in pictures
         system.start_hashing()
         self.system = system

@@ -69,6 +69,13 @@ class TooLarge(HTTPException):
         super().__init__(413, f"a body of at most {limit} bytes is taken here")
 
 
+class TooSlow(HTTPException):
+    """A body has not arrived in time. What may still come of it is not read."""
+
+    def __init__(self) -> None:
+        super().__init__(408, f"the body did not arrive in {BODY_S:g} s", {"connection": "close"})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Access:
     """Who may ask. `hosts` are the values of Host that are the server's own, in lower case, with port."""
@@ -175,12 +182,8 @@ class Guard:
             return
         try:
             await self.app(scope, _Counted(receive, limit), sender)
-        except TooLarge as error:
-            if not sender.has_begun:
-                await answer(scope, sender, 413, "too_large", str(error.detail))
-        except ClientDisconnect:  # nobody is there to answer, or nothing came for too long
-            if not sender.has_begun:
-                await answer(scope, sender, 408, "too_slow", "the body did not arrive in time")
+        except ClientDisconnect:
+            log.info("request %s: its client has gone", name)  # nobody is there to answer
         except Unsendable:
             raise
         except Exception:
@@ -216,7 +219,7 @@ async def answer(scope: Scope, send: Send, status: int, code: str, detail: str, 
         headers.append((b"www-authenticate", b'Basic realm="mezzotint"' if "/sdapi/" in scope["path"] else b"Bearer"))
     if retry_after is not None:
         headers.append((b"retry-after", str(retry_after).encode()))
-    if status in {400, 408, 413}:  # what is still under way is not read
+    if status in {400, 413}:  # what is still under way is not read
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
@@ -273,7 +276,7 @@ class _Counted:
             async with asyncio.timeout(max(0.0, self._until - time.monotonic())):
                 message = await self._receive()
         except TimeoutError:
-            return {"type": "http.disconnect"}
+            raise TooSlow from None
         if message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
             self._is_complete = not message.get("more_body", False)

@@ -198,7 +198,7 @@ class Hub(Works):
         if self._loading is not None:
             raise Unavailable("busy", "another model is being loaded", 5)
         self.entry = entry
-        if self.model is None or self.model["id"] != entry.id:
+        if not self.has(entry.id):
             self._turn("loading")
             await self._dispatch()
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
+from mezzotint.pipeline.source import local, packaged_model
 from mezzotint.serve.ids import named_id
 
-PACKAGED = "icons"
 FILES = {".safetensors", ".ckpt"}
 
 
@@ -30,24 +29,22 @@ class Entry:
         return sum(file.stat().st_size for file in path.rglob("*") if file.suffix in FILES and file.is_file())
 
 
-def packaged() -> Path:
-    """Where the model of this package is, if this installation has it."""
-    return Path(str(resources.files("mezzotint"))) / "assets" / PACKAGED
-
-
 class Shelf:
     """The models by id. A folder is looked through again each time it is asked about."""
 
     def __init__(self, first: str, folder: Path | None = None) -> None:
-        """`first` is what is loaded at the start: a path, an id of the hub, or "icons", the one in this package."""
-        self.first = str(packaged()) if first == PACKAGED else first
+        """`first` is what is loaded at the start: a path, an id of the hub, or "icons", the one in this package.
+
+        Raises: CheckpointError if it can be none of these.
+        """
+        self.first = str(local(first) or first)
         self.folder = folder
 
     def entries(self) -> list[Entry]:
         """All of them, the first one first; names are unique."""
         found: dict[str, Entry] = {}
-        own = [str(packaged())] if packaged().is_dir() else []
-        for source in (self.first, *own, *self._in_folder()):
+        packaged = packaged_model()
+        for source in (self.first, *([str(packaged)] if packaged else []), *self._in_folder()):
             path = Path(source)
             where = str(path.resolve()) if path.exists() else source
             name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else source

@@ -79,18 +79,20 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
 
-def serve(first: str, place: Place, said: Callable[[str], None]) -> None:
-    """Serve until a signal comes. `first` is the model that is loaded; `said` is told the addresses.
+def serve(place: Place, said: Callable[[str], None]) -> None:
+    """Serve until a signal comes; `said` is told the addresses.
 
-    Raises: RequestError if the address is open to others and there is no key, or cannot be listened on.
+    Raises: RequestError if the address is open to others and there is no key, or cannot be listened on;
+    CheckpointError if there is no such model.
     """
     if not is_loopback(place.host) and not place.key:
         raise RequestError(
             f"{place.host} can be reached from other machines: give a key with --key (or MEZZOTINT_KEY), "
             "or listen on 127.0.0.1"
         )
+    shelf = Shelf(place.settings.source.model, place.models)
     listening = _listening(place.host, place.port)  # before the gallery is opened: nothing of it changes if it cannot
-    hub = Hub(Store(place.gallery), Shelf(first, place.models), place.settings)
+    hub = Hub(Store(place.gallery), shelf, place.settings)
     port = listening.getsockname()[1]
     access = Access(
         key=place.key,

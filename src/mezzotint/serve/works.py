@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar  # Any: JSON
 
 from mezzotint.pipeline.request import Request
+from mezzotint.pipeline.source import Source
 from mezzotint.serve.ids import new_id
 from mezzotint.serve.job import ENDED, Job, Made
 from mezzotint.serve.link import ENGINE, Link
@@ -26,6 +27,8 @@ from mezzotint.serve.wish import Limits, told
 
 DEFAULT_JOBS = 64  # of the default kind are as much as the queue holds
 REMEMBERED = 100  # jobs that have ended
+OF_ALL = ("dtype", "device", "weights")  # what of a source is said of every model
+OF_FIRST = ("preset", "objective", "vae", "unclip_stats")  # and what of the one that it names alone
 OUT_OF_MEMORY = 2  # times in a row, and the engine is started again
 
 log = logging.getLogger(__name__)
@@ -36,9 +39,7 @@ T = TypeVar("T")
 class Settings:
     """How the hub works; the command line fills it in."""
 
-    dtype: str = "auto"
-    device: str = "auto"
-    weights: str = "auto"
+    source: Source = field(default_factory=Source)
     places: int = 4
     queue: int = DEFAULT_JOBS
     merge_rows: int = 0
@@ -74,6 +75,10 @@ class Works:
     async def on_disk(self, work: Callable[[], T]) -> T:
         """Do something with the store, in the thread for that."""
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+    def has(self, model: str) -> bool:
+        """Whether the model of this id is the one that is loaded."""
+        return self.model is not None and self.model["id"] == model
 
     # what the engine does
 
@@ -196,7 +201,7 @@ class Works:
         while self._is_up and self._loading is None and self.state not in {"failed"}:
             order = self.queue.order()
             wanted = self.jobs[order[0].job].model if order else self.entry.id
-            if self.model is None or self.model["id"] != wanted:
+            if not self.has(wanted):
                 if self.queue.running:
                     return
                 entry = self.shelf.find(wanted)
@@ -262,8 +267,10 @@ class Works:
         self._loading = entry.id
         self._turn("loading")
         head: dict[str, object] = {"do": "load", "model": entry.id, "path": entry.path, "name": entry.name}
-        head |= {"kernels": self._kernels.get(entry.id), "weights": self.settings.weights}
-        await self.link.tell({**head, "dtype": self.settings.dtype, "device": self.settings.device})
+        is_first = entry.id == self.shelf.entries()[0].id
+        found = {name: getattr(self.settings.source, name) for name in (*OF_ALL, *(OF_FIRST if is_first else ()))}
+        how = {name: str(value) for name, value in found.items() if value is not None}
+        await self.link.tell({**head, "kernels": self._kernels.get(entry.id), "how": how})
 
     async def _loaded(self, head: dict[str, Any]) -> None:  # Any: JSON
         self._loading = self._fatal = None

@@ -7,7 +7,7 @@ must take every random number from generators keyed by what they are for, so tha
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module, resources
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mezzotint.errors import ConfigError, unknown
+from mezzotint.storage import asset
 from mezzotint.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -114,9 +115,7 @@ def place_of(said: str, run: Path) -> Path:
     `a | b` is a if something trained is there, else b; `package:NAME` is among this package's assets.
     """
     places = [
-        Path(str(resources.files("mezzotint"))) / "assets" / name.removeprefix(PACKAGED)
-        if name.startswith(PACKAGED)
-        else (run / name).resolve()
+        asset(name.removeprefix(PACKAGED)) if name.startswith(PACKAGED) else (run / name).resolve()
         for name in (part.strip() for part in said.split("|"))
     ]
     found = next((place for place in places if _is_trained(place)), places[0])

@@ -488,7 +488,7 @@ function flowOf(flow) {
   const image = (src, alt) => h("img", { src, alt, class: "pixel" });
   return h("div", { class: "whole", role: "group", "aria-label": "From words to picture" },
     node("tokens", "words", h("small", {}, `${flow.tokens} tokens of ${flow.slots}`), "words"), arrow("a1"),
-    node("numbers", "text tower", h("small", {}, flow.context), "tower"), arrow("a2"),
+    node("numbers", flow.tower, h("small", {}, flow.context), "tower"), arrow("a2"),
     node("noise", "noise", [image(flow.noise, "the seed's noise"), h("small", {}, `seed ${flow.seed}`)], "noise"), arrow("a3"),
     node("steps", "U-Net", [h("span", { class: "loop" }, `${flow.steps} steps ↻`), h("small", {}, `takes noise away, guided × ${flow.guidance}`)], "unet"), arrow("a4"),
     node("latent", "latent", [image(flow.latent, "the last latent"), h("small", {}, flow.shape)], "latent"), arrow("a5"),

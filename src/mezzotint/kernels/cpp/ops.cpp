@@ -1,9 +1,7 @@
 // The operations as torch sees them: shapes, memory, threads, and the choice of kernel for this processor.
-#include <atomic>
 #include <cmath>
 
 #include "ops.h"
-#include "winograd.h"
 
 namespace {
 
@@ -142,56 +140,6 @@ Tensor group_norm(const Tensor &x, int64_t groups, const std::optional<Tensor> &
   return std::get<0>(group_norm_forward(x, groups, weight, bias, eps, silu, shift, dtype));
 }
 
-// Rows [first, last) of x, through scale, offset and SiLU if they are there, convolved 3x3 into y or added to it; both are
-// whole maps. `weights` are transformed (winograd.h).
-void convolve(const Tensor &x, const std::optional<Tensor> &scale, const std::optional<Tensor> &offset,
-              const Tensor &weights, const Tensor &bias, bool is_doubled, bool is_added, int64_t first, int64_t last,
-              const Tensor &y) {
-  constexpr int64_t ROWS = 4, COLUMNS = 16; // tiles of a block
-  check_picture("convolve", x);
-  check_picture("convolve", y);
-  TORCH_CHECK(has_bf16_pairs(), "convolve: this processor has no AVX512-BF16");
-  TORCH_CHECK(x.scalar_type() == at::kBFloat16 && y.scalar_type() == at::kBFloat16 &&
-                  weights.scalar_type() == at::kBFloat16 && weights.is_contiguous(),
-              "convolve: x, y and weights are bfloat16");
-  Convolution convolution{x.size(1), x.size(2), x.size(3), y.size(1)};
-  const int64_t factor = is_doubled ? 2 : 1, products = is_doubled ? 9 : 16;
-  TORCH_CHECK(convolution.channels % 16 == 0 && convolution.out_channels % 32 == 0 && x.size(0) == 1 &&
-                  y.size(0) == 1 && y.size(2) == factor * x.size(2) && y.size(3) == factor * x.size(3) &&
-                  weights.numel() == products * convolution.channels * convolution.out_channels,
-              "convolve: ", x.sizes(), " into ", y.sizes(), " by ", weights.numel(), " weights");
-  const auto values = [&](const std::optional<Tensor> &given, int64_t count) -> const float * {
-    if (!given) return nullptr;
-    TORCH_CHECK(given->scalar_type() == at::kFloat && given->is_contiguous() && given->numel() == count,
-                "convolve: bias, scale and offset are float32, one for every channel");
-    return given->const_data_ptr<float>();
-  };
-  convolution.bias = values(bias, convolution.out_channels);
-  convolution.scale = values(scale, convolution.channels);
-  convolution.offset = values(offset, convolution.channels);
-  TORCH_CHECK(!convolution.scale == !convolution.offset, "convolve: scale and offset come together");
-  convolution.weights = reinterpret_cast<const uint16_t *>(weights.const_data_ptr());
-  convolution.is_added = is_added;
-  const auto *from = reinterpret_cast<const uint16_t *>(x.const_data_ptr());
-  auto *to = reinterpret_cast<uint16_t *>(y.mutable_data_ptr());
-
-  const int64_t step = is_doubled ? 1 : 2; // rows and columns of x per tile
-  TORCH_CHECK(0 <= first && first <= last && last <= convolution.rows && first % step == 0,
-              "convolve: rows ", first, " to ", last, " of ", convolution.rows);
-  const int64_t above = first / step, below = (last + step - 1) / step, end_column = (convolution.columns + step - 1) / step;
-  const int64_t across = (end_column + COLUMNS - 1) / COLUMNS, down = (below - above + ROWS - 1) / ROWS;
-  const auto block = [&](int64_t at) {
-    const int64_t row = above + at / across * ROWS, column = at % across * COLUMNS;
-    return Tiles{row, std::min(row + ROWS, below), column, std::min(column + COLUMNS, end_column)};
-  };
-  std::atomic<int64_t> next = 0; // block: whoever is ready takes it, so that nobody waits for a thread that was held up
-  at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), across * down), 1, [&](int64_t, int64_t) {
-    const Tensor work = buffer(avx512bf16::convolution_workspace(convolution, block(0), is_doubled), at::kFloat, x);
-    for (int64_t at = next++; at < across * down; at = next++)
-      avx512bf16::convolve(convolution, block(at), is_doubled, from, to, work.mutable_data_ptr<float>());
-  });
-}
-
 std::string instructions() {
   return has_bf16_pairs() ? "avx2 avx512 avx512_bf16" : has_avx512() ? "avx2 avx512" : has_avx2() ? "avx2" : "";
 }
@@ -205,13 +153,10 @@ TORCH_LIBRARY(mezzotint, m) {
   m.def("group_norm(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? shift, "
         "ScalarType? dtype) -> Tensor");
   m.def("moments(Tensor x) -> Tensor");
-  m.def("convolve(Tensor x, Tensor? scale, Tensor? offset, Tensor weights, Tensor bias, bool is_doubled, bool is_added, "
-        "int first, int last, Tensor(a!) y) -> ()");
   m.def("scaled(Tensor x, Tensor scale, Tensor offset, bool silu, Tensor(a!) y) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(mezzotint, CPU, m) {
-  m.impl("convolve", convolve);
   m.impl("group_norm", group_norm);
   m.impl("group_norm_forward", group_norm_forward);
   m.impl("moments", moments);

@@ -2,6 +2,7 @@
 // attention.h).
 #pragma once
 #include <cstdint>
+#include <vector>
 
 namespace mezzotint {
 
@@ -10,9 +11,9 @@ namespace mezzotint {
 struct Convolution {
   int64_t channels, rows, columns, out_channels;
   const float *scale, *offset; // of every channel of x, or null
-  const uint16_t *weights;     // transformed: [out_channels / 32][products][channels / 2][32][2]
+  const uint16_t *weights;     // of each 32 channels of y, see below
   const float *bias;           // of every channel of y
-  bool is_added;               // to what y holds
+  const uint16_t *added;       // a map like y, perhaps y itself; or null
 };
 
 // A tile is what makes 2x2 of the output: [first_row, last_row) x [first_column, last_column) of them.
@@ -22,9 +23,40 @@ struct Tiles {
   int64_t columns() const { return last_column - first_column; }
 };
 
+// Several blocks of tiles, bands of a picture or whole pictures, that are multiplied together.
+struct Blocks {
+  struct Block {
+    Tiles tiles;
+    int64_t picture, first; // first of its tiles among all
+  };
+  std::vector<Block> each;
+  int64_t tiles; // in whole groups
+};
+
+// Where the weights [o c 3 3] are: how far apart outputs, channels and taps are.
+struct Weights {
+  const uint16_t *data;
+  int64_t channels, out_channels, out_step, step, tap_step;
+};
+
 namespace avx512bf16 {
-// 32-bit values of memory that `convolve` works in.
+// Weights are kept for each 32 channels o, and of these for each 256 channels c, as matrices [c / 2][32][2]: arranged, the
+// nine taps or, doubled, weights of the nine products; transformed, weights of all sixteen products. What the last 32 lack
+// is zeros.
+void arrange(const Weights &, int64_t channel, bool is_doubled, uint16_t *arranged);
+void transform(const uint16_t *arranged, int64_t channels, uint16_t *transformed);
+
+// Block by block, with weights of all products. 32-bit values of memory that it works in.
 int64_t convolution_workspace(const Convolution &, const Tiles &, bool is_doubled);
 void convolve(const Convolution &, const Tiles &, bool is_doubled, const uint16_t *x, uint16_t *y, float *work);
+
+// All blocks at once, with arranged weights, which become those of the products on the way: first factors of 16 channels
+// of a picture's block, then 32 channels of all results. 16-bit values of factors, 32-bit values of memory for both.
+int64_t factors_size(const Convolution &, const Blocks &, bool is_doubled);
+int64_t blocks_workspace(const Convolution &, const Blocks &, bool is_doubled);
+void factor_block(const Convolution &, const Blocks &, int64_t block, int64_t channel, bool is_doubled,
+                  const uint16_t *x, uint16_t *factors, float *work);
+void multiply_blocks(const Convolution &, const Blocks &, int64_t channel, bool is_doubled, const uint16_t *factors,
+                     uint16_t *y, float *work);
 } // namespace avx512bf16
 } // namespace mezzotint

@@ -3,7 +3,11 @@
 //
 // Sums and differences of a tile's inputs are taken in float32 while the map is read, normalised and put through SiLU,
 // and are rounded once. Each of them has its own matrix of weights; sums and differences of the products are the outputs.
-// A block of tiles is finished before the next begins, so that all of this stays in the second cache.
+//
+// There are two orders. Large maps: a block of tiles is finished before the next begins, so that all of this stays in the
+// second cache; weights are transformed once and kept. Many channels and few tiles: all tiles are multiplied by the
+// weights of 32 channels before the next, so that weights, which are most of the memory here, are read once; they are
+// kept as nine taps and become those of 16 products in the cache.
 //
 // Source: Lavin and Gray 2015, arXiv:1509.09308.
 #include "winograd.h"
@@ -20,6 +24,8 @@ using Floats = __m512;
 
 constexpr int64_t LANES = 16, OUTPUTS = 32; // channels in that are read together; channels out
 constexpr int64_t GROUP = 8;                // tiles that are multiplied together
+constexpr int64_t CHUNK = 256;              // channels in whose weights of all products are in the cache at once
+constexpr int64_t APART = 16; // 32-bit values: powers of two apart, lines would share their place in the cache
 
 // Along one axis: PATCH inputs of a tile, of which the next one's are STEP further, become as many factors; as many
 // products become two outputs.
@@ -33,6 +39,11 @@ struct Pairs { // F(2, 3)
     const Floats b = m[stride], c = m[2 * stride];
     y[0] = m[0] + (b + c), y[to] = (b - c) - m[3 * stride];
   }
+  // Three taps become what multiplies the factors.
+  template <typename T> static void weigh(const T *g, int stride, T *u, int to) {
+    const T outer = (g[0] + g[2 * stride]) * 0.5f, middle = g[stride] * 0.5f;
+    u[0] = g[0], u[to] = outer + middle, u[2 * to] = outer - middle, u[3 * to] = g[2 * stride];
+  }
 };
 struct Doubled { // an input's two copies: each meets itself, and one of its neighbours
   static constexpr int PATCH = 3, STEP = 1;
@@ -43,23 +54,50 @@ struct Doubled { // an input's two copies: each meets itself, and one of its nei
   static void out(const Floats *m, int stride, Floats *y, int to) {
     y[0] = m[0] + m[stride], y[to] = m[0] + m[2 * stride];
   }
+  template <typename T> static void weigh(const T *g, int stride, T *u, int to) {
+    u[0] = (g[0] + g[stride]) + g[2 * stride], u[to] = g[0], u[2 * to] = g[2 * stride];
+  }
+};
+
+template <typename Axis> constexpr int PRODUCTS = Axis::PATCH * Axis::PATCH;
+
+// The inputs of a block's tiles, 16 channels.
+template <typename Axis> struct Inputs {
+  int64_t rows, columns;
+  float *data; // [rows][columns][16]
+  Inputs(const Tiles &block, float *memory)
+      : rows((block.rows() - 1) * Axis::STEP + Axis::PATCH), columns((block.columns() - 1) * Axis::STEP + Axis::PATCH),
+        data(memory) {}
+  int64_t size() const { return rows * columns * LANES; }
 };
 
 // The memory of one block.
 template <typename Axis> struct Work {
-  static constexpr int PRODUCTS = Axis::PATCH * Axis::PATCH;
-  static constexpr int64_t APART = 16; // 32-bit values: powers of two apart, lines would share their place in the cache
-  int64_t rows, columns, tiles;     // of inputs; tiles in whole groups
+  Inputs<Axis> inputs;
+  int64_t tiles;                     // in whole groups
   int64_t factor_step, product_step; // from one matrix to the next
-  float *inputs, *products;         // [rows][columns][16], [PRODUCTS][tiles][32]
-  uint16_t *factors;                // [PRODUCTS][tiles][channels]
+  float *products;                   // [PRODUCTS][tiles][32]
+  uint16_t *factors;                 // [PRODUCTS][tiles][channels]
   Work(const Convolution &convolution, const Tiles &block, float *memory)
-      : rows((block.rows() - 1) * Axis::STEP + Axis::PATCH), columns((block.columns() - 1) * Axis::STEP + Axis::PATCH),
-        tiles((block.rows() * block.columns() + GROUP - 1) / GROUP * GROUP),
-        factor_step(tiles * convolution.channels + 2 * APART), product_step(tiles * OUTPUTS + APART), inputs(memory),
-        products(inputs + rows * columns * LANES),
-        factors(reinterpret_cast<uint16_t *>(products + PRODUCTS * product_step)) {}
-  int64_t size() const { return rows * columns * LANES + PRODUCTS * (product_step + factor_step / 2); }
+      : inputs(block, memory), tiles((block.rows() * block.columns() + GROUP - 1) / GROUP * GROUP),
+        factor_step(tiles * convolution.channels + 2 * APART), product_step(tiles * OUTPUTS + APART),
+        products(memory + inputs.size()),
+        factors(reinterpret_cast<uint16_t *>(products + PRODUCTS<Axis> * product_step)) {}
+  int64_t size() const { return inputs.size() + PRODUCTS<Axis> * (product_step + factor_step / 2); }
+};
+
+// Where the factors of all blocks and the memory of 32 channels of their products are.
+template <typename Axis> struct Together {
+  int64_t channels, tiles;
+  explicit Together(const Convolution &convolution, const Blocks &blocks)
+      : channels(convolution.channels), tiles(blocks.tiles) {}
+  int64_t width(int64_t channel) const { return std::min(CHUNK, channels - channel); }
+  int64_t factor_step(int64_t channel) const { return tiles * width(channel) + 2 * APART; }
+  int64_t product_step() const { return tiles * OUTPUTS + APART; }
+  // Factors [chunk][PRODUCTS][tiles][width]: those of the chunk that begins with `channel`.
+  int64_t chunk(int64_t channel) const { return PRODUCTS<Axis> * (tiles * channel + channel / CHUNK * 2 * APART); }
+  int64_t factors() const { return chunk((channels + CHUNK - 1) / CHUNK * CHUNK); }
+  int64_t workspace() const { return PRODUCTS<Axis> * (product_step() + CHUNK * OUTPUTS / 2); }
 };
 
 inline Floats widened(const uint16_t *x) {
@@ -81,25 +119,25 @@ inline Floats silu(Floats x) {
 // The block's inputs, 16 channels from `channel` on, normalised; zeros outside the map. The channels that come next, or
 // the first ones of the next block, are on their way into the cache meanwhile.
 template <typename Axis>
-void read(const Convolution &convolution, const Tiles &block, const uint16_t *x, int64_t channel, const Work<Axis> &work) {
+void read(const Convolution &convolution, const Tiles &block, const uint16_t *x, int64_t channel, const Inputs<Axis> &inputs) {
   const int64_t channels = convolution.channels;
   const int64_t above = block.first_row * Axis::STEP - 1, before = block.first_column * Axis::STEP - 1;
-  const int64_t begin = std::max<int64_t>(0, -before), end = std::min(work.columns, convolution.columns - before);
+  const int64_t begin = std::max<int64_t>(0, -before), end = std::min(inputs.columns, convolution.columns - before);
   const bool is_last = channel + 2 * LANES >= channels;
   const int64_t next = is_last ? block.columns() * Axis::STEP * channels - channel : 2 * LANES;
   const bool is_normalised = convolution.scale != nullptr;
   const Floats scale = is_normalised ? _mm512_loadu_ps(convolution.scale + channel) : _mm512_setzero_ps();
   const Floats offset = is_normalised ? _mm512_loadu_ps(convolution.offset + channel) : _mm512_setzero_ps();
-  for (int64_t i = 0; i < work.rows; i++) {
-    float *to = work.inputs + i * work.columns * LANES;
+  for (int64_t i = 0; i < inputs.rows; i++) {
+    float *to = inputs.data + i * inputs.columns * LANES;
     const int64_t row = above + i;
     if (row < 0 || row >= convolution.rows) {
-      std::memset(to, 0, sizeof(float) * work.columns * LANES);
+      std::memset(to, 0, sizeof(float) * inputs.columns * LANES);
       continue;
     }
     const uint16_t *from = x + (row * convolution.columns + before) * channels + channel;
     for (int64_t j = 0; j < begin; j++) _mm512_store_ps(to + j * LANES, _mm512_setzero_ps());
-    for (int64_t j = end; j < work.columns; j++) _mm512_store_ps(to + j * LANES, _mm512_setzero_ps());
+    for (int64_t j = end; j < inputs.columns; j++) _mm512_store_ps(to + j * LANES, _mm512_setzero_ps());
     for (int64_t j = begin; j < end; j++) {
       __builtin_prefetch(from + j * channels + next);
       const Floats value = widened(from + j * channels);
@@ -110,39 +148,43 @@ void read(const Convolution &convolution, const Tiles &block, const uint16_t *x,
 
 // Inputs of 16 channels become factors.
 template <typename Axis>
-void factor(const Tiles &block, int64_t channels, int64_t channel, const Work<Axis> &work) {
+void factor(const Tiles &block, const Inputs<Axis> &inputs, uint16_t *to, int64_t tile_step, int64_t factor_step) {
   constexpr int N = Axis::PATCH;
-  uint16_t *to = work.factors + channel;
   for (int64_t i = 0; i < block.rows(); i++)
-    for (int64_t j = 0; j < block.columns(); j++, to += channels) {
-      const float *from = work.inputs + (i * work.columns + j) * Axis::STEP * LANES;
+    for (int64_t j = 0; j < block.columns(); j++, to += tile_step) {
+      const float *from = inputs.data + (i * inputs.columns + j) * Axis::STEP * LANES;
       Floats d[N * N], v[N * N];
 #pragma GCC unroll 4
       for (int r = 0; r < N; r++)
 #pragma GCC unroll 4
-        for (int c = 0; c < N; c++) d[r * N + c] = _mm512_load_ps(from + (r * work.columns + c) * LANES);
+        for (int c = 0; c < N; c++) d[r * N + c] = _mm512_load_ps(from + (r * inputs.columns + c) * LANES);
 #pragma GCC unroll 4
       for (int r = 0; r < N; r++) Axis::in(d + r * N, 1, v + r * N);
 #pragma GCC unroll 4
       for (int c = 0; c < N; c++) Axis::in(v + c, N, d + c);
 #pragma GCC unroll 16
       for (int k = 0; k < N * N; k++)
-        _mm256_storeu_si256(reinterpret_cast<__m256i *>(to + k * work.factor_step),
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(to + k * factor_step),
                             (__m256i)_mm512_cvtneps_pbh(d[k]));
     }
 }
 
-// Products of a group of tiles [8][channels] with the weights [channels / 2][32][2].
-inline void multiply(const uint16_t *factors, int64_t channels, const uint16_t *weights, float *products) {
+// Products of a group of tiles [8][channels], `step` apart, with the weights [channels / 2][32][2]: added to what is there
+// unless they are the first.
+template <bool IS_FIRST>
+inline void multiply(const uint16_t *factors, int64_t step, int64_t channels, const uint16_t *weights, float *products) {
   Floats sum[GROUP][2];
 #pragma GCC unroll 8
-  for (int t = 0; t < GROUP; t++) sum[t][0] = sum[t][1] = _mm512_setzero_ps();
+  for (int t = 0; t < GROUP; t++)
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++)
+      sum[t][half] = IS_FIRST ? _mm512_setzero_ps() : _mm512_load_ps(products + t * OUTPUTS + half * LANES);
   for (int64_t c = 0; c < channels; c += 2, weights += 2 * OUTPUTS) {
     const __m512bh left = (__m512bh)_mm512_load_si512(weights), right = (__m512bh)_mm512_load_si512(weights + OUTPUTS);
 #pragma GCC unroll 8
     for (int t = 0; t < GROUP; t++) {
       int32_t pair;
-      std::memcpy(&pair, factors + t * channels + c, 4);
+      std::memcpy(&pair, factors + t * step + c, 4);
       const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
       sum[t][0] = _mm512_dpbf16_ps(sum[t][0], both, left);
       sum[t][1] = _mm512_dpbf16_ps(sum[t][1], both, right);
@@ -155,12 +197,22 @@ inline void multiply(const uint16_t *factors, int64_t channels, const uint16_t *
   }
 }
 
+// The same of all tiles and products, whose factors are `factor_step` apart, in one chunk of channels.
+template <typename Axis, bool IS_FIRST>
+void multiply_all(const uint16_t *factors, int64_t factor_step, int64_t step, int64_t width, int64_t tiles,
+                  const uint16_t *weights, float *products, int64_t product_step) {
+  for (int64_t k = 0; k < PRODUCTS<Axis>; k++, factors += factor_step, weights += width * OUTPUTS, products += product_step)
+    for (int64_t tile = 0; tile < tiles; tile += GROUP)
+      multiply<IS_FIRST>(factors + tile * step, step, width, weights, products + tile * OUTPUTS);
+}
+
 // Products of all tiles become 32 channels of outputs, `channel` the first.
 template <typename Axis>
-void write(const Convolution &convolution, const Tiles &block, int64_t channel, const Work<Axis> &work, uint16_t *y) {
+void write(const Convolution &convolution, const Tiles &block, int64_t channel, const float *from, int64_t product_step,
+           const uint16_t *added, uint16_t *y) {
   constexpr int N = Axis::PATCH;
   const int64_t rows = convolution.rows * 2 / Axis::STEP, columns = convolution.columns * 2 / Axis::STEP;
-  const float *from = work.products;
+  const bool is_whole = channel + OUTPUTS <= convolution.out_channels; // or the last 16
   for (int64_t i = 0; i < block.rows(); i++)
     for (int64_t j = 0; j < block.columns(); j++, from += OUTPUTS) {
       Floats out[2][4];
@@ -168,21 +220,25 @@ void write(const Convolution &convolution, const Tiles &block, int64_t channel, 
       for (int half = 0; half < 2; half++) {
         Floats m[N * N], h[2 * N];
 #pragma GCC unroll 16
-        for (int k = 0; k < N * N; k++) m[k] = _mm512_load_ps(from + half * LANES + k * work.product_step);
+        for (int k = 0; k < N * N; k++) m[k] = _mm512_load_ps(from + half * LANES + k * product_step);
 #pragma GCC unroll 4
         for (int c = 0; c < N; c++) Axis::out(m + c, N, h + c, N);
         Axis::out(h, 1, out[half], 1);
         Axis::out(h + N, 1, out[half] + 2, 1);
       }
       const Floats left = _mm512_loadu_ps(convolution.bias + channel);
-      const Floats right = _mm512_loadu_ps(convolution.bias + channel + LANES);
+      const Floats right = _mm512_maskz_loadu_ps(is_whole ? 0xffff : 0, convolution.bias + channel + LANES);
       const int64_t row = 2 * (block.first_row + i), column = 2 * (block.first_column + j);
       for (int p = 0; p < 4; p++) {
         if (row + p / 2 >= rows || column + p % 2 >= columns) continue;
-        uint16_t *to = y + ((row + p / 2) * columns + column + p % 2) * convolution.out_channels + channel;
+        const int64_t at = ((row + p / 2) * columns + column + p % 2) * convolution.out_channels + channel;
         Floats a = out[0][p] + left, b = out[1][p] + right;
-        if (convolution.is_added) a += widened(to), b += widened(to + LANES);
-        _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+        if (added) a += widened(added + at);
+        if (is_whole) {
+          if (added) b += widened(added + at + LANES);
+          _mm512_storeu_si512(y + at, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+        } else
+          _mm256_storeu_si256(reinterpret_cast<__m256i *>(y + at), (__m256i)_mm512_cvtneps_pbh(a));
       }
     }
 }
@@ -200,21 +256,122 @@ void convolve_by(const Convolution &convolution, const Tiles &block, const uint1
   const Work<Axis> work(convolution, block, memory);
   const int64_t channels = convolution.channels;
   for (int64_t channel = 0; channel < channels; channel += LANES) {
-    read<Axis>(convolution, block, x, channel, work);
-    factor<Axis>(block, channels, channel, work);
+    read<Axis>(convolution, block, x, channel, work.inputs);
+    factor<Axis>(block, work.inputs, work.factors + channel, channels, work.factor_step);
   }
   const uint16_t *weights = convolution.weights;
   for (int64_t channel = 0; channel < convolution.out_channels; channel += OUTPUTS) {
     fetch<Axis>(convolution, block, channel, y);
-    for (int64_t k = 0; k < work.PRODUCTS; k++, weights += channels * OUTPUTS)
-      for (int64_t tile = 0; tile < work.tiles; tile += GROUP)
-        multiply(work.factors + k * work.factor_step + tile * channels, channels, weights,
-                 work.products + k * work.product_step + tile * OUTPUTS);
-    write<Axis>(convolution, block, channel, work, y);
+    for (int64_t first = 0; first < channels; first += CHUNK) {
+      const int64_t width = std::min(CHUNK, channels - first);
+      const auto run = first ? multiply_all<Axis, false> : multiply_all<Axis, true>;
+      run(work.factors + first, work.factor_step, channels, width, work.tiles, weights, work.products, work.product_step);
+      weights += PRODUCTS<Axis> * width * OUTPUTS;
+    }
+    write<Axis>(convolution, block, channel, work.products, work.product_step, convolution.added, y);
   }
 }
 
+// Nine taps [9][pairs][32][2] as weights of sixteen products.
+void expand(const uint16_t *taps, int64_t pairs, uint16_t *weights) {
+  const int64_t step = pairs * 2 * OUTPUTS;
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
+  for (int64_t at = 0; at < step; at += 2 * LANES) {
+    Floats made[2][16];
+#pragma GCC unroll 2
+    for (int odd = 0; odd < 2; odd++) {
+      Floats g[9], h[12];
+#pragma GCC unroll 9
+      for (int k = 0; k < 9; k++) {
+        const __m512i both = _mm512_load_si512(taps + k * step + at);
+        g[k] = _mm512_castsi512_ps(odd ? _mm512_and_si512(both, upper) : _mm512_slli_epi32(both, 16));
+      }
+#pragma GCC unroll 3
+      for (int c = 0; c < 3; c++) Pairs::weigh(g + c, 3, h + c, 3);
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; r++) Pairs::weigh(h + 3 * r, 1, made[odd] + 4 * r, 1);
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < 16; k++)
+      _mm512_store_si512(weights + k * step + at,
+                         _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(made[1][k], made[0][k])));
+  }
+}
+
+template <typename Axis>
+void multiply_blocks_by(const Convolution &convolution, const Blocks &blocks, int64_t channel, const uint16_t *factors,
+                        uint16_t *y, float *products) {
+  const Together<Axis> all(convolution, blocks);
+  auto *transformed = reinterpret_cast<uint16_t *>(products + PRODUCTS<Axis> * all.product_step());
+  const uint16_t *arranged = convolution.weights + channel * 9 * convolution.channels;
+  for (int64_t first = 0; first < convolution.channels; first += CHUNK) {
+    const int64_t width = all.width(first);
+    const uint16_t *weights = arranged + first * 9 * OUTPUTS;
+    if (PRODUCTS<Axis> == 16) expand(weights, width / 2, transformed), weights = transformed;
+    const auto run = first ? multiply_all<Axis, false> : multiply_all<Axis, true>;
+    run(factors + all.chunk(first), all.factor_step(first), width, width, blocks.tiles, weights, products,
+        all.product_step());
+  }
+  const int64_t size = 4 / Axis::STEP / Axis::STEP * convolution.rows * convolution.columns * convolution.out_channels;
+  for (const auto &[tiles, picture, at] : blocks.each)
+    write<Axis>(convolution, tiles, channel, products + at * OUTPUTS, all.product_step(),
+                convolution.added ? convolution.added + picture * size : nullptr, y + picture * size);
+}
+
+template <typename Axis>
+void factor_block_by(const Convolution &convolution, const Blocks &blocks, int64_t block, int64_t channel,
+                     const uint16_t *x, uint16_t *factors, float *memory) {
+  const Together<Axis> all(convolution, blocks);
+  const auto &[tiles, picture, at] = blocks.each[block];
+  const Inputs<Axis> inputs(tiles, memory);
+  const int64_t first = channel / CHUNK * CHUNK, width = all.width(first);
+  read<Axis>(convolution, tiles, x + picture * convolution.rows * convolution.columns * convolution.channels, channel, inputs);
+  factor<Axis>(tiles, inputs, factors + all.chunk(first) + at * width + channel - first, width, all.factor_step(first));
+}
+
+inline float widened(uint16_t x) {
+  const uint32_t bits = (uint32_t)x << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline uint16_t rounded(float x) {
+  const __m128bh both = _mm_cvtneps_pbh(_mm_set_ss(x));
+  return (uint16_t)_mm_extract_epi16((__m128i)both, 0);
+}
+
 } // namespace
+
+void arrange(const Weights &weights, int64_t channel, bool is_doubled, uint16_t *arranged) {
+  const int64_t channels = weights.channels, outputs = std::min(OUTPUTS, weights.out_channels - channel);
+  if (outputs < OUTPUTS) std::memset(arranged, 0, sizeof(uint16_t) * 9 * channels * OUTPUTS);
+  for (int64_t first = 0; first < channels; first += CHUNK) {
+    const int64_t width = std::min(CHUNK, channels - first);
+    uint16_t *to = arranged + first * 9 * OUTPUTS;
+    for (int64_t o = 0; o < outputs; o++)
+      for (int64_t c = 0; c < width; c++) {
+        const uint16_t *from = weights.data + (channel + o) * weights.out_step + (first + c) * weights.step;
+        uint16_t *at = to + c / 2 * 2 * OUTPUTS + 2 * o + c % 2;
+        if (!is_doubled) {
+          for (int k = 0; k < 9; k++) at[k * width * OUTPUTS] = from[k * weights.tap_step];
+          continue;
+        }
+        float g[9], h[9], u[9];
+        for (int k = 0; k < 9; k++) g[k] = widened(from[k * weights.tap_step]);
+        for (int k = 0; k < 3; k++) Doubled::weigh(g + k, 3, h + k, 3);
+        for (int k = 0; k < 3; k++) Doubled::weigh(h + 3 * k, 1, u + 3 * k, 1);
+        for (int k = 0; k < 9; k++) at[k * width * OUTPUTS] = rounded(u[k]);
+      }
+  }
+}
+
+void transform(const uint16_t *arranged, int64_t channels, uint16_t *transformed) {
+  for (int64_t first = 0; first < channels; first += CHUNK)
+    expand(arranged + first * 9 * OUTPUTS, std::min(CHUNK, channels - first) / 2, transformed + first * 16 * OUTPUTS);
+}
 
 int64_t convolution_workspace(const Convolution &convolution, const Tiles &block, bool is_doubled) {
   return is_doubled ? Work<Doubled>(convolution, block, nullptr).size()
@@ -224,6 +381,31 @@ int64_t convolution_workspace(const Convolution &convolution, const Tiles &block
 void convolve(const Convolution &convolution, const Tiles &block, bool is_doubled, const uint16_t *x, uint16_t *y,
               float *work) {
   is_doubled ? convolve_by<Doubled>(convolution, block, x, y, work) : convolve_by<Pairs>(convolution, block, x, y, work);
+}
+
+int64_t factors_size(const Convolution &convolution, const Blocks &blocks, bool is_doubled) {
+  return is_doubled ? Together<Doubled>(convolution, blocks).factors() : Together<Pairs>(convolution, blocks).factors();
+}
+
+int64_t blocks_workspace(const Convolution &convolution, const Blocks &blocks, bool is_doubled) {
+  int64_t most = is_doubled ? Together<Doubled>(convolution, blocks).workspace()
+                            : Together<Pairs>(convolution, blocks).workspace();
+  for (const auto &block : blocks.each)
+    most = std::max(most, is_doubled ? Inputs<Doubled>(block.tiles, nullptr).size()
+                                     : Inputs<Pairs>(block.tiles, nullptr).size());
+  return most;
+}
+
+void factor_block(const Convolution &convolution, const Blocks &blocks, int64_t block, int64_t channel, bool is_doubled,
+                  const uint16_t *x, uint16_t *factors, float *work) {
+  const auto run = is_doubled ? factor_block_by<Doubled> : factor_block_by<Pairs>;
+  run(convolution, blocks, block, channel, x, factors, work);
+}
+
+void multiply_blocks(const Convolution &convolution, const Blocks &blocks, int64_t channel, bool is_doubled,
+                     const uint16_t *factors, uint16_t *y, float *work) {
+  const auto run = is_doubled ? multiply_blocks_by<Doubled> : multiply_blocks_by<Pairs>;
+  run(convolution, blocks, channel, factors, y, work);
 }
 
 } // namespace mezzotint::avx512bf16

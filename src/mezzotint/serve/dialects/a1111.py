@@ -71,6 +71,7 @@ async def _answered(
 ) -> dict[str, Any]:  # Any: JSON
     hub = hub_of(request)
     entry = await _override(hub, body, warnings)
+    name = (entry or hub.entry).name
     job = await hub.submit(
         [asked(fields)],
         client=client_of(request),
@@ -86,7 +87,6 @@ async def _answered(
         raise
     pngs = [await hub.png(made) for made in job.made]
     seeds = [made.seed for made in job.made]
-    name = entry.name if entry else hub.entry.name
     info = await asyncio.to_thread(_info, body, fields, pngs, seeds, name)
     return {
         "images": [base64.b64encode(png).decode() for png in pngs] if body.send_images else [],
@@ -265,7 +265,10 @@ class Options(BaseModel):
 
 @sd.post("/options")
 async def set_options(body: Options, request: Request) -> None:
-    """Change the model, and wait until it is loaded."""
+    """Change the model, and wait until it is loaded: jobs that were sent before are finished first.
+
+    After LONGEST_SWITCH_S the answer comes all the same; jobs that are sent from now on get the new model anyway.
+    """
     hub = hub_of(request)
     name = body.sd_model_checkpoint
     if not name:
@@ -273,12 +276,19 @@ async def set_options(body: Options, request: Request) -> None:
     entry = await hub.on_disk(lambda: hub.shelf.find(name))
     if entry is None:
         raise HTTPException(422, f"sd_model_checkpoint: there is no model {name[:60]!r} here")
-    if entry.id == hub.entry.id:
-        return
-    await hub.switch(entry.id)
+    if is_switched := entry.id != hub.entry.id:
+        await hub.switch(entry.id)
+
+    def is_under_way() -> bool:
+        waits = hub.state == "ready" and is_switched and not hub.has(entry.id)  # for jobs with the model before
+        return hub.entry.id == entry.id and (hub.state == "loading" or waits)
+
     until = time.monotonic() + LONGEST_SWITCH_S
-    while hub.state == "loading" and time.monotonic() < until and not await request.is_disconnected():
+    while is_under_way() and time.monotonic() < until and not await request.is_disconnected():
         await asyncio.sleep(0.1)
+    if hub.entry.id != entry.id or hub.state == "failed":
+        said = "cannot be loaded, as the server's log says, or another one was chosen meanwhile"
+        raise HTTPException(422, f"sd_model_checkpoint: {entry.name!r} {said}; the model is {hub.entry.name!r}")
 
 
 @sd.get("/samplers")

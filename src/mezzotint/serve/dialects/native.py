@@ -23,7 +23,7 @@ from mezzotint.serve.wish import MAX_PROMPT, STRICT, Wish
 
 PROBLEM: dict[str, Any] = {"description": "a problem", "content": {"application/problem+json": {}}}  # Any: as below
 ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys(  # Any: what FastAPI takes
-    (400, 401, 403, 404, 409, 413, 415, 422, 429, 503), PROBLEM
+    (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503), PROBLEM
 )
 
 router = APIRouter(prefix="/api/v1", tags=["native"], responses=ERRORS)

@@ -1,0 +1,160 @@
+// Convolutions of few multiplications as torch sees them (winograd.h).
+#include <atomic>
+
+#include "ops.h"
+#include "winograd.h"
+
+namespace {
+
+constexpr int64_t OUTPUTS = 32, LANES = 16; // channels out and in that are made together
+
+// Whoever is ready takes the next of so many, so that nobody waits for a thread that was held up; each in memory of its
+// own, of so many 32-bit values.
+template <typename Do> void shared_out(int64_t count, int64_t size, const Tensor &like, const Do &run) {
+  std::atomic<int64_t> next = 0;
+  at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), count), 1, [&](int64_t, int64_t) {
+    const Tensor work = buffer(size, at::kFloat, like);
+    for (int64_t at = next++; at < count; at = next++) run(at, work.mutable_data_ptr<float>());
+  });
+}
+
+uint16_t *bits(const Tensor &x) { return reinterpret_cast<uint16_t *>(x.mutable_data_ptr()); }
+const uint16_t *const_bits(const Tensor &x) { return reinterpret_cast<const uint16_t *>(x.const_data_ptr()); }
+
+int64_t panels_of(int64_t out_channels) { return (out_channels + OUTPUTS - 1) / OUTPUTS; }
+
+// Weights [o c 3 3] in the order in which `convolve_together` reads them or, transformed, `convolve`. Turned: of the
+// convolution that is the gradient, from o channels to c, the taps from last to first.
+Tensor convolution_weights(const Tensor &weight, bool is_doubled, bool is_transformed, bool is_turned) {
+  TORCH_CHECK(has_bf16_pairs(), "convolution_weights: this processor has no AVX512-BF16");
+  TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 &&
+                  weight.stride(2) == 3 * weight.stride(3) && weight.scalar_type() == at::kBFloat16 &&
+                  weight.size(0) % LANES == 0 && weight.size(1) % LANES == 0,
+              "convolution_weights: bfloat16 [o c 3 3], o and c multiples of 16 (found ", weight.scalar_type(), " ",
+              weight.sizes(), ")");
+  const int64_t out = is_turned ? 1 : 0, in = 1 - out, tap = weight.stride(3);
+  const Weights weights{const_bits(weight) + (is_turned ? 8 * tap : 0), weight.size(in), weight.size(out),
+                        weight.stride(out), weight.stride(in), is_turned ? -tap : tap};
+  const int64_t panels = panels_of(weights.out_channels), arranged = 9 * weights.channels * OUTPUTS;
+  const bool is_expanded = is_transformed && !is_doubled; // nine products have nine weights as they are
+  const int64_t size = is_expanded ? 16 * weights.channels * OUTPUTS : arranged;
+  Tensor made = buffer(panels * size, at::kBFloat16, weight);
+  shared_out(panels, is_expanded ? arranged / 2 : 0, weight, [&](int64_t panel, float *work) {
+    auto *to = is_expanded ? reinterpret_cast<uint16_t *>(work) : bits(made) + panel * size;
+    avx512bf16::arrange(weights, panel * OUTPUTS, is_doubled, to);
+    if (is_expanded) avx512bf16::transform(to, weights.channels, bits(made) + panel * size);
+  });
+  return made;
+}
+
+// What the tensors say: of b pictures x, through scale, offset and SiLU if they are there, into y, and `add` to it.
+Convolution checked(const char *name, const Tensor &x, const std::optional<Tensor> &scale,
+                    const std::optional<Tensor> &offset, const Tensor &weights, const Tensor &bias,
+                    const std::optional<Tensor> &add, bool is_doubled, int64_t matrices, const Tensor &y) {
+  check_picture(name, x);
+  check_picture(name, y);
+  TORCH_CHECK(has_bf16_pairs(), name, ": this processor has no AVX512-BF16");
+  TORCH_CHECK(x.scalar_type() == at::kBFloat16 && y.scalar_type() == at::kBFloat16 &&
+                  weights.scalar_type() == at::kBFloat16 && weights.is_contiguous(),
+              name, ": x, y and weights are bfloat16");
+  Convolution convolution{x.size(1), x.size(2), x.size(3), y.size(1)};
+  const int64_t factor = is_doubled ? 2 : 1;
+  TORCH_CHECK(convolution.channels % LANES == 0 && convolution.out_channels % LANES == 0 && x.size(0) == y.size(0) &&
+                  y.size(2) == factor * x.size(2) && y.size(3) == factor * x.size(3) &&
+                  weights.numel() == matrices * convolution.channels * OUTPUTS * panels_of(convolution.out_channels),
+              name, ": ", x.sizes(), " into ", y.sizes(), " by ", weights.numel(), " weights");
+  const auto values = [&](const std::optional<Tensor> &given, int64_t count) -> const float * {
+    if (!given) return nullptr;
+    TORCH_CHECK(given->scalar_type() == at::kFloat && given->is_contiguous() && given->numel() == count, name,
+                ": bias, scale and offset are float32, one for every channel");
+    return given->const_data_ptr<float>();
+  };
+  convolution.bias = values(bias, convolution.out_channels);
+  convolution.scale = values(scale, convolution.channels);
+  convolution.offset = values(offset, convolution.channels);
+  TORCH_CHECK(!convolution.scale == !convolution.offset, name, ": scale and offset come together");
+  convolution.weights = const_bits(weights);
+  if (add) check_picture(name, *add);
+  TORCH_CHECK(!add || (add->sizes() == y.sizes() && add->scalar_type() == y.scalar_type()), name, ": ",
+              add ? add->sizes() : y.sizes(), " added to ", y.sizes());
+  convolution.added = add ? const_bits(*add) : nullptr;
+  return convolution;
+}
+
+// Rows [first, last) of a large picture, with transformed weights.
+void convolve(const Tensor &x, const std::optional<Tensor> &scale, const std::optional<Tensor> &offset,
+              const Tensor &weights, const Tensor &bias, bool is_doubled, bool is_added, int64_t first, int64_t last,
+              const Tensor &y) {
+  constexpr int64_t ROWS = 4, COLUMNS = 16; // tiles of a block
+  const Convolution convolution =
+      checked("convolve", x, scale, offset, weights, bias, is_added ? std::optional(y) : std::nullopt, is_doubled,
+              is_doubled ? 9 : 16, y);
+  const int64_t step = is_doubled ? 1 : 2; // rows and columns of x per tile
+  TORCH_CHECK(x.size(0) == 1, "convolve: one picture (found ", x.size(0), ")");
+  TORCH_CHECK(0 <= first && first <= last && last <= convolution.rows && first % step == 0,
+              "convolve: rows ", first, " to ", last, " of ", convolution.rows);
+  const int64_t above = first / step, below = (last + step - 1) / step, end_column = (convolution.columns + step - 1) / step;
+  const int64_t across = (end_column + COLUMNS - 1) / COLUMNS, down = (below - above + ROWS - 1) / ROWS;
+  const auto block = [&](int64_t at) {
+    const int64_t row = above + at / across * ROWS, column = at % across * COLUMNS;
+    return Tiles{row, std::min(row + ROWS, below), column, std::min(column + COLUMNS, end_column)};
+  };
+  const int64_t size = avx512bf16::convolution_workspace(convolution, block(0), is_doubled);
+  shared_out(across * down, size, x, [&](int64_t at, float *work) {
+    avx512bf16::convolve(convolution, block(at), is_doubled, const_bits(x), bits(y), work);
+  });
+}
+
+// Whole small pictures, with arranged weights. As many tiles at once as leave room for weights in the second cache.
+Tensor convolve_together(const Tensor &x, const Tensor &weights, const Tensor &bias, const std::optional<Tensor> &add,
+                         bool is_doubled) {
+  constexpr int64_t TILES = 256, GROUP = 8;
+  const int64_t factor = is_doubled ? 2 : 1;
+  TORCH_CHECK(x.dim() == 4, "convolve_together: a channels_last [b c h w]");
+  Tensor y = at::empty({x.size(0), bias.numel(), factor * x.size(2), factor * x.size(3)},
+                       x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  const Convolution convolution =
+      checked("convolve_together", x, std::nullopt, std::nullopt, weights, bias, add, is_doubled, 9, y);
+  if (y.numel() == 0) return y;
+  const int64_t step = is_doubled ? 1 : 2, pictures = x.size(0);
+  const int64_t rows = (convolution.rows + step - 1) / step, columns = (convolution.columns + step - 1) / step;
+  const int64_t high = std::min(rows, std::max<int64_t>(1, TILES / columns)); // rows of tiles of a block
+  const int64_t blocks = pictures * ((rows + high - 1) / high), per = std::max<int64_t>(1, TILES / (high * columns));
+  Tensor factors;
+  for (int64_t begin = 0; begin < blocks; begin += per) {
+    Blocks together{{}, 0};
+    for (int64_t at = begin; at < std::min(begin + per, blocks); at++) {
+      const int64_t row = at % (blocks / pictures) * high;
+      const Tiles tiles{row, std::min(row + high, rows), 0, columns};
+      together.each.push_back({tiles, at / (blocks / pictures), together.tiles});
+      together.tiles += tiles.rows() * columns;
+    }
+    together.tiles = (together.tiles + GROUP - 1) / GROUP * GROUP;
+    if (begin == 0) factors = buffer(avx512bf16::factors_size(convolution, together, is_doubled), at::kBFloat16, x);
+    const int64_t size = avx512bf16::blocks_workspace(convolution, together, is_doubled);
+    const int64_t parts = convolution.channels / LANES;
+    shared_out((int64_t)together.each.size() * parts, size, x, [&](int64_t at, float *work) {
+      avx512bf16::factor_block(convolution, together, at / parts, at % parts * LANES, is_doubled, const_bits(x),
+                               bits(factors), work);
+    });
+    shared_out(panels_of(convolution.out_channels), size, x, [&](int64_t at, float *work) {
+      avx512bf16::multiply_blocks(convolution, together, at * OUTPUTS, is_doubled, const_bits(factors), bits(y), work);
+    });
+  }
+  return y;
+}
+
+} // namespace
+
+TORCH_LIBRARY_FRAGMENT(mezzotint, m) {
+  m.def("convolution_weights(Tensor weight, bool is_doubled, bool is_transformed, bool is_turned) -> Tensor");
+  m.def("convolve(Tensor x, Tensor? scale, Tensor? offset, Tensor weights, Tensor bias, bool is_doubled, bool is_added, "
+        "int first, int last, Tensor(a!) y) -> ()");
+  m.def("convolve_together(Tensor x, Tensor weights, Tensor bias, Tensor? add, bool is_doubled) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(mezzotint, CPU, m) {
+  m.impl("convolution_weights", convolution_weights);
+  m.impl("convolve", convolve);
+  m.impl("convolve_together", convolve_together);
+}
