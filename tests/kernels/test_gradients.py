@@ -1,6 +1,7 @@
 """Compiled operations and their gradients against definitions in float64, where their shortcuts could show."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mezzotint.kernels import native
-from mezzotint.kernels.gradients import convolution, geglu, group_norm, interleaved, pointwise
+from mezzotint.kernels.gradients import convolution, doubled_convolution, geglu, group_norm, interleaved, pointwise
 from mezzotint.kernels.packed import phases
 from models.oracles import relative
 
@@ -142,43 +143,70 @@ def test_convolutions_of_small_and_large_maps(size: tuple[int, int], generator: 
     assert max(relative(a, b) for a, b in zip(actual, expected, strict=True)) < FLOAT32
 
 
-def by_tiles(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def by_tiles(x: Tensor, weight: Tensor, bias: Tensor, *, is_doubled: bool) -> Tensor:
     """The convolution of a module that has these weights."""
     module = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1).to(x.dtype)
     del module.weight, module.bias
     module.weight, module.bias = weight, bias  # pyright: ignore[reportAttributeAccessIssue]  # no parameters here
-    return convolution(channels_last(x), module)
+    return (doubled_convolution if is_doubled else convolution)(channels_last(x), module)
 
 
-def by_definition(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.conv2d(x, weight, bias, padding=1)
+def by_definition(x: Tensor, weight: Tensor, bias: Tensor, *, is_doubled: bool) -> Tensor:
+    return F.conv2d(x.repeat_interleave(2, 2).repeat_interleave(2, 3) if is_doubled else x, weight, bias, padding=1)
 
 
+@pytest.mark.parametrize("is_doubled", [False, True])
 @pytest.mark.parametrize("is_wrong", [False, True])
 @pytest.mark.parametrize("shape", [(3, 48, 32, 9, 12), (70, 32, 48, 4, 4)], ids=str)
 def test_a_convolution_of_few_products_and_its_gradients(
-    shape: tuple[int, ...], is_wrong: bool, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...],
+    is_wrong: bool,
+    is_doubled: bool,
+    generator: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Wrong: its gradient by the taps as they stand, which is a convolution too."""
+    """Wrong: gradients by the taps as they stand, which is a convolution too, and of taps in the other order."""
     if "avx512_bf16" not in native.instructions():
         pytest.skip("no AVX512-BF16: the compiled convolution is not tested, its fallback is")
     if is_wrong:
         made = native.convolution_weights
 
-        def unturned(weight: Tensor, *, is_turned: bool = False) -> Tensor:
-            return made(weight.flip(2, 3).contiguous() if is_turned else weight, is_turned=is_turned)
+        def unturned(weight: Tensor, *, is_turned: bool = False, is_doubled: bool = False) -> Tensor:
+            return made(weight.flip(2, 3) if is_turned else weight, is_turned=is_turned, is_doubled=is_doubled)
 
+        gradient = native.convolution_gradient
         monkeypatch.setattr(native, "convolution_weights", unturned)
+        monkeypatch.setattr(native, "convolution_gradient", lambda g, x: gradient(g, x).flip(2, 3))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]  # tensors
     b, c, o, h, w = shape
-    x, above = torch.randn(b, c, h, w, generator=generator), torch.randn(b, o, h, w, generator=generator)
+    factor = 2 if is_doubled else 1
+    x, above = (
+        torch.randn(b, c, h, w, generator=generator),
+        torch.randn(b, o, factor * h, factor * w, generator=generator),
+    )
     weight = torch.randn(o, c, 3, 3, generator=generator) * (9 * c) ** -0.5
     inputs = [x, weight, torch.randn(o, generator=generator)]
     inputs, above = [part.bfloat16() for part in inputs], above.bfloat16()
-    found = grads(by_tiles, inputs, above, torch.bfloat16)
-    exact = grads(by_definition, inputs, above, torch.float64)
+    found = grads(partial(by_tiles, is_doubled=is_doubled), inputs, above, torch.bfloat16)
+    exact = grads(partial(by_definition, is_doubled=is_doubled), inputs, above, torch.float64)
     errors = [relative(a.double(), b) for a, b in zip(found, exact, strict=True)]
-    assert (errors[1] > 1) == is_wrong  # of x
-    assert all(error < BFLOAT16 for place, error in enumerate(errors) if place != 1 or not is_wrong), errors
+    assert all((error > 1 if is_wrong and place in {1, 2} else error < BFLOAT16) for place, error in enumerate(errors))
+
+
+@pytest.mark.parametrize("is_doubled", [False, True])
+def test_threads_change_no_bit_of_a_convolutions_gradients(is_doubled: bool, generator: torch.Generator) -> None:
+    if "avx512_bf16" not in native.instructions():
+        pytest.skip("no AVX512-BF16: the compiled convolution is not tested, its fallback is")
+    shapes = ((9, 32, 11, 9), (48, 32, 3, 3), (48,), (9, 48, 22, 18) if is_doubled else (9, 48, 11, 9))
+    *inputs, above = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    threads = torch.get_num_threads()
+    found: list[tuple[Tensor, ...]] = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        try:
+            found.append(grads(partial(by_tiles, is_doubled=is_doubled), inputs, above, torch.bfloat16))
+        finally:
+            torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_pointwise_convolution_is_a_product(generator: torch.Generator) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mezzotint.kernels import native
+from mezzotint.kernels.packed import phases
 
 _ops: Any = torch.ops.mezzotint  # Any: torch leaves its operators untyped
 
@@ -69,6 +70,14 @@ def convolution(x: Float[Tensor, "b c h w"], module: nn.Conv2d) -> Float[Tensor,
     if x.shape[-1] < SMALL and module.kernel_size == (3, 3) and module.stride == (1, 1) and module.padding == (1, 1):
         return _apply(_SmallConvolution, x, module.weight, module.bias)
     return F.conv2d(x, module.weight, module.bias, module.stride, cast(Any, module.padding))  # Any: a pair here
+
+
+def doubled_convolution(x: Float[Tensor, "b c h w"], module: nn.Conv2d) -> Float[Tensor, "b o 2h 2w"]:
+    """The module's 3x3 convolution, padding 1, of the nearest upsampling of a channels-last map."""
+    if native.convolves(module) and x.dtype is torch.bfloat16:
+        return _apply(_DoubledWinograd, x, module.weight, module.bias)
+    weight, bias = phases(module)
+    return interleaved(F.conv2d(x, weight.to(x.dtype), bias, padding=1))
 
 
 def pointwise(x: Float[Tensor, "b c h w"], module: nn.Conv2d) -> Float[Tensor, "b o h w"]:
@@ -134,7 +143,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _Winograd(torch.autograd.Function):
-    """3x3, padding 1: forward and to x of 16 products instead of 36."""
+    """3x3, padding 1: forward and both gradients of 16 products instead of 36."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -148,7 +157,29 @@ class _Winograd(torch.autograd.Function):
         g, (x, weight) = grads[0].contiguous(memory_format=torch.channels_last), ctx.saved_tensors
         turned = native.convolution_weights(weight, is_turned=True)
         dx = native.convolve_together(g, turned, torch.zeros(weight.shape[1]))
-        return dx, *_to_weights(g, x, weight)
+        return dx, native.convolution_gradient(g, x), g.sum((0, 2, 3))
+
+
+class _DoubledWinograd(torch.autograd.Function):
+    """Behind a nearest upsampling: forward of 9 products, gradients of 16."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(x, weight)
+        arranged = native.convolution_weights(weight, is_doubled=True)
+        return native.convolve_together(x, arranged, bias.float(), is_doubled=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides its names
+        g, (x, weight) = grads[0].contiguous(memory_format=torch.channels_last), ctx.saved_tensors
+        four = native.convolve_together(
+            g, native.convolution_weights(weight, is_turned=True), torch.zeros(weight.shape[1])
+        )
+        large = F.interpolate(x, scale_factor=2, mode="nearest").contiguous(memory_format=torch.channels_last)
+        dx = F.avg_pool2d(four, 2, divisor_override=1)  # of the four copies of each input
+        return dx, native.convolution_gradient(g, large), g.sum((0, 2, 3))
 
 
 class _SmallConvolution(torch.autograd.Function):

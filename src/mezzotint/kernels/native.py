@@ -64,7 +64,7 @@ UNITS = (
     Unit("ops_int8.cpp", ("-O2",), needs_torch=True),
     *(
         Unit(f"{name}_avx512bf16.cpp", (*_AVX512, "-mavx512bf16"))
-        for name in ("attention", "attention_backward", "winograd")
+        for name in ("attention", "attention_backward", "winograd", "winograd_gradient")
     ),
     Unit("int8.cpp", (*_AVX512, "-ffp-contract=off")),  # the same bits as torch's
     *(
@@ -309,6 +309,11 @@ def convolve_together(
 ) -> Float[Tensor, "b o h2 w2"]:
     """What `convolve` computes, of whole pictures without factors: weights are read once for all of them."""
     return _ops.convolve_together(x, weights, bias, add, is_doubled)
+
+
+def convolution_gradient(g: Float[Tensor, "b o h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "o c 3 3"]:
+    """The gradient of the weights of a 3x3 convolution of x from that of its result; summed in float32."""
+    return _ops.convolution_gradient(g, x)
 
 
 def convolve(

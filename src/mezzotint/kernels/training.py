@@ -1,10 +1,10 @@
 """Networks of the family as they are trained on a processor: the same weights and function, quicker both ways.
 
 `quicken` gives modules of a network forward methods of the classes here: GroupNorm with SiLU, GEGLU and attention
-compiled with their gradients, one product for queries, keys and values, 1x1 convolutions as products, 3x3 ones in
-bfloat16 and their gradient to the input by Winograd's way, and a nearest upsampling with the 3x3 convolution behind it
-as 2x2 convolutions (16 multiplications instead of 36, both). It is done to the working copies of a run, never to a
-network that is anybody's. Forward hooks of the layers inside are not called.
+compiled with their gradients, one product for queries, keys and values, 1x1 convolutions as products, and 3x3 ones in
+bfloat16 with their gradients by Winograd's way (16 multiplications instead of 36). In float32, a nearest upsampling and
+the 3x3 convolution behind it are 2x2 convolutions (16 instead of 36, too). It is done to the working copies of a run,
+never to a network that is anybody's. Forward hooks of the layers inside are not called.
 """
 
 import os
@@ -18,13 +18,13 @@ from mezzotint.kernels import native
 from mezzotint.kernels.gradients import (
     attention,
     convolution,
+    doubled_convolution,
     geglu,
     group_norm,
-    interleaved,
     pointwise,
     self_attention,
 )
-from mezzotint.kernels.packed import phases, side_by_side
+from mezzotint.kernels.packed import side_by_side
 from mezzotint.kernels.policy import VARIABLE
 from mezzotint.models.attention import Attention, FeedForward, KeysValues, LayerKeys, Transformer
 from mezzotint.models.blocks import ResBlock, Upsample
@@ -77,8 +77,7 @@ class QuickUpsample(Upsample):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if size != (2 * x.shape[-2], 2 * x.shape[-1]):
             return super().forward(x, size)
-        weight, bias = phases(self.conv)
-        return interleaved(F.conv2d(x, weight.to(x.dtype), bias, padding=1))
+        return doubled_convolution(x, self.conv)
 
 
 class QuickTransformer(Transformer):

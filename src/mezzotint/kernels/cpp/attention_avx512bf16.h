@@ -1,5 +1,5 @@
-// What attention forward and backward share, for processors that multiply pairs of bfloat16 (vdpbf16ps): the exponential,
-// a register tile of a product, and tiles of rows turned into lanes and back.
+// What attention forward and backward share, for processors that multiply pairs of bfloat16 (vdpbf16ps): the
+// exponential, a register tile of a product, and tiles of rows turned into lanes and back.
 #pragma once
 #include <immintrin.h>
 

@@ -1,12 +1,13 @@
 // Gradients of softmax(q k^T) v in bfloat16 with float32 sums, for processors that multiply pairs of bfloat16.
 //
 // With P the probabilities, computed again from the scores and the logarithm of their sum, and g the gradient above:
-//   dv = P^T g,  dS = P * (g v^T - mean),  dk = dS^T q,  dq = dS k.
-// The mean is that of g v^T by P, and the same as rowsum(g * o). P and dS are rounded to bfloat16 for the products that they go into; everything else is float32.
+//   dv = P^T g,  dS = P * (g v^T - mean),  dk = dS^T q,  dq = dS k,
+// where the mean is that of g v^T by P, which is rowsum(g * o). P and dS are rounded to bfloat16 for the products that
+// they go into; everything else is float32.
 //
-// As forward, 8 keys x 48 queries are one register tile, of scores and then of g v^T, so that P and dS come into being in
-// registers. dq adds them up over keys as forward adds up its result. dk and dv are added up over queries: there a lane is
-// a channel, and pairs of queries are broadcast. Keys are the outer loop: their gradients stay in the second cache until
+// As forward, 8 keys x 48 queries are one register tile, of scores and then of g v^T, so that P and dS come into being
+// in registers. dq adds up over keys as forward's result does. dk and dv are added up over queries: there a lane is a
+// channel, and pairs of queries are broadcast. Keys are the outer loop: their gradients stay in the second cache until
 // they are written, that of the queries passes by once per block of keys.
 //
 // Source: Dao 2023, arXiv:2307.08691, algorithm 2.
@@ -27,8 +28,8 @@ void pair_rows(Rows<const uint16_t> from, int64_t width, int64_t count, int64_t 
   for (int64_t i = 0; i < lanes; i += 2)
     for (int64_t c = 0; c < row; c += LANES, packed += 2 * LANES) {
       const uint16_t *even = from.data + i * from.stride + c;
-      const bool is_there = i < count, has_odd = i + 1 < count;
-      _mm512_store_si512(packed, is_there ? woven(even, even + from.stride, has_odd, width - c) : _mm512_setzero_si512());
+      const __m512i none = _mm512_setzero_si512();
+      _mm512_store_si512(packed, i < count ? woven(even, even + from.stride, i + 1 < count, width - c) : none);
     }
 }
 
@@ -54,15 +55,15 @@ void rounded(const float *from, int64_t row, float factor, int64_t width, int64_
 
 // What the kernel works in, carved out of one piece of memory; every part is whole vectors.
 struct Work {
-  float *log_sum, *mean;         // [queries], the former in powers of 2
-  float *dk, *dv;                // [BLOCK][row]
-  uint16_t *q, *g;               // packed as forward, a block of queries after the other
-  uint16_t *q_pairs, *g_pairs;   // [queries/2][row][2]
-  uint16_t *keys, *values;       // both packed as keys
-  uint16_t *keys_across;         // packed as values
-  uint16_t *p, *ds;              // [BLOCK][PANEL]
-  uint16_t *ds_pairs;            // [BLOCK/2][lanes of a block of queries][2]
-  int64_t size;                  // in 32-bit values
+  float *log_sum, *mean;       // [queries], the former in powers of 2
+  float *dk, *dv;              // [BLOCK][row]
+  uint16_t *q, *g;             // packed as forward, a block of queries after the other
+  uint16_t *q_pairs, *g_pairs; // [queries/2][row][2]
+  uint16_t *keys, *values;     // both packed as keys
+  uint16_t *keys_across;       // packed as values
+  uint16_t *p, *ds;            // [BLOCK][PANEL]
+  uint16_t *ds_pairs;          // [BLOCK/2][lanes of a block of queries][2]
+  int64_t size;                // in 32-bit values
 
   Work(const Shape &shape, float *memory) : size(0) {
     const auto floats = [&](int64_t count) { return std::exchange(size, size + count) + memory; };
@@ -77,8 +78,8 @@ struct Work {
   }
 };
 
-// P and dS of a block of queries and the keys of the groups [begin, end), from column `lane` of the panel on; what these
-// keys contribute to dq, [width][V*16].
+// P and dS of a block of queries and the keys of the groups [begin, end), from column `lane` of the panel on; what
+// these keys contribute to dq, [width][V*16].
 template <int V>
 void block_of_queries(const Shape &shape, const Work &work, float factor, int64_t first, int64_t lane, int64_t begin,
                       int64_t end, float *dq) {

@@ -163,8 +163,8 @@ void attention_backward(const Tensor &g, const Tensor &q, const Tensor &k, const
   TORCH_CHECK(q.scalar_type() == at::kBFloat16 && log_sum.scalar_type() == at::kFloat && log_sum.is_contiguous() &&
                   log_sum.numel() == shape.batch * shape.heads * shape.queries && g.sizes() == q.sizes() &&
                   o.sizes() == q.sizes() && dq.sizes() == q.sizes() && dk.sizes() == k.sizes(),
-              "attention_backward: g ", g.sizes(), ", o ", o.sizes(), ", log_sum ", log_sum.sizes(), " of q ", q.sizes(),
-              ", k ", k.sizes());
+              "attention_backward: g ", g.sizes(), ", o ", o.sizes(), ", log_sum ", log_sum.sizes(), " of q ",
+              q.sizes(), ", k ", k.sizes());
   if (q.numel() == 0) {
     dk.zero_();
     dv.zero_();
@@ -172,12 +172,12 @@ void attention_backward(const Tensor &g, const Tensor &q, const Tensor &k, const
   }
   const auto head_at = [&](int64_t head) {
     const auto rows = [&](const Tensor &x) {
-      auto *data = static_cast<uint16_t *>(x.data_ptr()) + head / shape.heads * x.stride(0) + head % shape.heads * x.stride(2);
-      return Rows<uint16_t>{data, x.stride(1)};
+      const int64_t at = head / shape.heads * x.stride(0) + head % shape.heads * x.stride(2);
+      return Rows<uint16_t>{static_cast<uint16_t *>(x.data_ptr()) + at, x.stride(1)};
     };
     const auto read = [&](const Tensor &x) { return Rows<const uint16_t>{rows(x).data, x.stride(1)}; };
-    return avx512bf16::Head{read(g),  read(o),  read(q), read(k), read(v), log_sum.const_data_ptr<float>() + head * shape.queries,
-                            rows(dq), rows(dk), rows(dv)};
+    const float *sums = log_sum.const_data_ptr<float>() + head * shape.queries;
+    return avx512bf16::Head{read(g), read(o), read(q), read(k), read(v), sums, rows(dq), rows(dk), rows(dv)};
   };
   // Few heads are parted by their keys. How, depends on the shape alone, and parts are added in their order.
   const int64_t wanted = (shape.keys + LEAST - 1) / LEAST, parts = std::clamp(ITEMS / shape.heads, (int64_t)1, wanted);

@@ -1,4 +1,6 @@
 // Convolutions of few multiplications as torch sees them (winograd.h).
+#include <ATen/ops/zeros.h>
+
 #include <atomic>
 
 #include "ops.h"
@@ -105,10 +107,31 @@ void convolve(const Tensor &x, const std::optional<Tensor> &scale, const std::op
   });
 }
 
+// Whole pictures in blocks, some of them at a time, so that all they need fits into the caches: of so many tiles if one
+// picture or band is not more. Each block begins at a multiple of `even` tiles, and all are a multiple of `whole`.
+template <typename Do>
+void some_at_a_time(const Convolution &convolution, int64_t pictures, int64_t step, int64_t even, int64_t whole,
+                    const Do &run) {
+  constexpr int64_t TILES = 256;
+  const auto up = [](int64_t count, int64_t to) { return (count + to - 1) / to * to; };
+  const int64_t rows = (convolution.rows + step - 1) / step, columns = (convolution.columns + step - 1) / step;
+  const int64_t high = std::min(rows, std::max<int64_t>(1, TILES / columns)); // rows of tiles of a block
+  const int64_t bands = (rows + high - 1) / high, per = std::max<int64_t>(1, TILES / up(high * columns, even));
+  for (int64_t begin = 0; begin < pictures * bands; begin += per) {
+    Blocks together{{}, 0};
+    for (int64_t at = begin; at < std::min(begin + per, pictures * bands); at++) {
+      const Tiles tiles{at % bands * high, std::min(at % bands * high + high, rows), 0, columns};
+      together.each.push_back({tiles, at / bands, together.tiles});
+      together.tiles += up(tiles.rows() * columns, even);
+    }
+    together.tiles = up(together.tiles, whole);
+    run(together, begin == 0);
+  }
+}
+
 // Whole small pictures, with arranged weights. As many tiles at once as leave room for weights in the second cache.
 Tensor convolve_together(const Tensor &x, const Tensor &weights, const Tensor &bias, const std::optional<Tensor> &add,
                          bool is_doubled) {
-  constexpr int64_t TILES = 256, GROUP = 8;
   const int64_t factor = is_doubled ? 2 : 1;
   TORCH_CHECK(x.dim() == 4, "convolve_together: a channels_last [b c h w]");
   Tensor y = at::empty({x.size(0), bias.numel(), factor * x.size(2), factor * x.size(3)},
@@ -116,32 +139,60 @@ Tensor convolve_together(const Tensor &x, const Tensor &weights, const Tensor &b
   const Convolution convolution =
       checked("convolve_together", x, std::nullopt, std::nullopt, weights, bias, add, is_doubled, 9, y);
   if (y.numel() == 0) return y;
-  const int64_t step = is_doubled ? 1 : 2, pictures = x.size(0);
-  const int64_t rows = (convolution.rows + step - 1) / step, columns = (convolution.columns + step - 1) / step;
-  const int64_t high = std::min(rows, std::max<int64_t>(1, TILES / columns)); // rows of tiles of a block
-  const int64_t blocks = pictures * ((rows + high - 1) / high), per = std::max<int64_t>(1, TILES / (high * columns));
+  const int64_t parts = convolution.channels / LANES;
   Tensor factors;
-  for (int64_t begin = 0; begin < blocks; begin += per) {
-    Blocks together{{}, 0};
-    for (int64_t at = begin; at < std::min(begin + per, blocks); at++) {
-      const int64_t row = at % (blocks / pictures) * high;
-      const Tiles tiles{row, std::min(row + high, rows), 0, columns};
-      together.each.push_back({tiles, at / (blocks / pictures), together.tiles});
-      together.tiles += tiles.rows() * columns;
-    }
-    together.tiles = (together.tiles + GROUP - 1) / GROUP * GROUP;
-    if (begin == 0) factors = buffer(avx512bf16::factors_size(convolution, together, is_doubled), at::kBFloat16, x);
-    const int64_t size = avx512bf16::blocks_workspace(convolution, together, is_doubled);
-    const int64_t parts = convolution.channels / LANES;
-    shared_out((int64_t)together.each.size() * parts, size, x, [&](int64_t at, float *work) {
-      avx512bf16::factor_block(convolution, together, at / parts, at % parts * LANES, is_doubled, const_bits(x),
+  some_at_a_time(convolution, x.size(0), is_doubled ? 1 : 2, 1, 8, [&](const Blocks &blocks, bool is_first) {
+    if (is_first) factors = buffer(avx512bf16::factors_size(convolution, blocks, is_doubled), at::kBFloat16, x);
+    const int64_t size = avx512bf16::blocks_workspace(convolution, blocks, is_doubled);
+    shared_out((int64_t)blocks.each.size() * parts, size, x, [&](int64_t at, float *work) {
+      avx512bf16::factor_block(convolution, blocks, at / parts, at % parts * LANES, is_doubled, const_bits(x),
                                bits(factors), work);
     });
     shared_out(panels_of(convolution.out_channels), size, x, [&](int64_t at, float *work) {
-      avx512bf16::multiply_blocks(convolution, together, at * OUTPUTS, is_doubled, const_bits(factors), bits(y), work);
+      avx512bf16::multiply_blocks(convolution, blocks, at * OUTPUTS, is_doubled, const_bits(factors), bits(y), work);
     });
-  }
+  });
   return y;
+}
+
+// The gradient of the weights [o c 3 3] of a convolution of x from that of its result.
+Tensor convolution_gradient(const Tensor &g, const Tensor &x) {
+  check_picture("convolution_gradient", g);
+  check_picture("convolution_gradient", x);
+  TORCH_CHECK(has_bf16_pairs(), "convolution_gradient: this processor has no AVX512-BF16");
+  TORCH_CHECK(x.scalar_type() == at::kBFloat16 && g.scalar_type() == at::kBFloat16 && x.size(0) == g.size(0) &&
+                  x.size(2) == g.size(2) && x.size(3) == g.size(3) && x.size(1) % LANES == 0 && g.size(1) % LANES == 0,
+              "convolution_gradient: bfloat16 maps of one size, channels multiples of 16 (found ", g.sizes(), " and ",
+              x.sizes(), ")");
+  Convolution map{}, above{};
+  map.channels = x.size(1), map.rows = x.size(2), map.columns = x.size(3), map.out_channels = g.size(1);
+  above.channels = g.size(1), above.rows = x.size(2), above.columns = x.size(3);
+  Tensor gradient = at::zeros({g.size(1), x.size(1), 3, 3}, x.options().memory_format(std::nullopt));
+  if (x.numel() == 0) return gradient;
+  const Tensor sums = buffer(avx512bf16::sums_size(map), at::kFloat, x);
+  float *all = sums.mutable_data_ptr<float>();
+  const int64_t parts = map.channels / LANES, both = parts + above.channels / LANES, panels = panels_of(map.channels);
+  Tensor factors, slopes;
+  some_at_a_time(map, x.size(0), 2, 2, 2, [&](const Blocks &blocks, bool is_first) {
+    if (is_first) {
+      factors = buffer(16 * avx512bf16::gradient_factor_step(map.channels, blocks), at::kBFloat16, x);
+      slopes = buffer(16 * avx512bf16::gradient_factor_step(above.channels, blocks), at::kBFloat16, x);
+    }
+    const int64_t size = avx512bf16::gradient_workspace(blocks);
+    shared_out((int64_t)blocks.each.size() * both, size, x, [&](int64_t at, float *work) {
+      const int64_t part = at % both;
+      const bool is_above = part >= parts;
+      avx512bf16::factor_gradient(is_above ? above : map, blocks, at / both, (is_above ? part - parts : part) * LANES,
+                                  is_above, const_bits(is_above ? g : x), bits(is_above ? slopes : factors), work);
+    });
+    shared_out(16 * panels, 0, x, [&](int64_t at, float *) {
+      avx512bf16::multiply_gradient(map, blocks, at / panels, at % panels * OUTPUTS, const_bits(slopes),
+                                    const_bits(factors), is_first, all);
+    });
+  });
+  shared_out(map.out_channels, 0, x,
+             [&](int64_t at, float *) { avx512bf16::finish_gradient(map, at, all, bits(gradient)); });
+  return gradient;
 }
 
 } // namespace
@@ -150,11 +201,13 @@ TORCH_LIBRARY_FRAGMENT(mezzotint, m) {
   m.def("convolution_weights(Tensor weight, bool is_doubled, bool is_transformed, bool is_turned) -> Tensor");
   m.def("convolve(Tensor x, Tensor? scale, Tensor? offset, Tensor weights, Tensor bias, bool is_doubled, bool is_added, "
         "int first, int last, Tensor(a!) y) -> ()");
+  m.def("convolution_gradient(Tensor g, Tensor x) -> Tensor");
   m.def("convolve_together(Tensor x, Tensor weights, Tensor bias, Tensor? add, bool is_doubled) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(mezzotint, CPU, m) {
   m.impl("convolution_weights", convolution_weights);
   m.impl("convolve", convolve);
+  m.impl("convolution_gradient", convolution_gradient);
   m.impl("convolve_together", convolve_together);
 }

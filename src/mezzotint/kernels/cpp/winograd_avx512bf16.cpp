@@ -10,66 +10,15 @@
 // kept as nine taps and become those of 16 products in the cache.
 //
 // Source: Lavin and Gray 2015, arXiv:1509.09308.
-#include "winograd.h"
-
-#include <immintrin.h>
-
-#include <algorithm>
-#include <cstring>
+#include "winograd_tiles.h"
 
 namespace mezzotint::avx512bf16 {
 namespace {
 
-using Floats = __m512;
+constexpr int64_t OUTPUTS = 32; // channels that are made together
+constexpr int64_t CHUNK = 256;  // channels in whose weights of all products are in the cache at once
 
-constexpr int64_t LANES = 16, OUTPUTS = 32; // channels in that are read together; channels out
-constexpr int64_t GROUP = 8;                // tiles that are multiplied together
-constexpr int64_t CHUNK = 256;              // channels in whose weights of all products are in the cache at once
-constexpr int64_t APART = 16; // 32-bit values: powers of two apart, lines would share their place in the cache
-
-// Along one axis: PATCH inputs of a tile, of which the next one's are STEP further, become as many factors; as many
-// products become two outputs.
-struct Pairs { // F(2, 3)
-  static constexpr int PATCH = 4, STEP = 2;
-  static void in(const Floats *d, int stride, Floats *v) {
-    const Floats a = d[0], b = d[stride], c = d[2 * stride], e = d[3 * stride];
-    v[0] = a - c, v[stride] = b + c, v[2 * stride] = c - b, v[3 * stride] = b - e;
-  }
-  static void out(const Floats *m, int stride, Floats *y, int to) {
-    const Floats b = m[stride], c = m[2 * stride];
-    y[0] = m[0] + (b + c), y[to] = (b - c) - m[3 * stride];
-  }
-  // Three taps become what multiplies the factors.
-  template <typename T> static void weigh(const T *g, int stride, T *u, int to) {
-    const T outer = (g[0] + g[2 * stride]) * 0.5f, middle = g[stride] * 0.5f;
-    u[0] = g[0], u[to] = outer + middle, u[2 * to] = outer - middle, u[3 * to] = g[2 * stride];
-  }
-};
-struct Doubled { // an input's two copies: each meets itself, and one of its neighbours
-  static constexpr int PATCH = 3, STEP = 1;
-  static void in(const Floats *d, int stride, Floats *v) {
-    const Floats a = d[0], b = d[stride], c = d[2 * stride];
-    v[0] = b, v[stride] = a - b, v[2 * stride] = c - b;
-  }
-  static void out(const Floats *m, int stride, Floats *y, int to) {
-    y[0] = m[0] + m[stride], y[to] = m[0] + m[2 * stride];
-  }
-  template <typename T> static void weigh(const T *g, int stride, T *u, int to) {
-    u[0] = (g[0] + g[stride]) + g[2 * stride], u[to] = g[0], u[2 * to] = g[2 * stride];
-  }
-};
-
-template <typename Axis> constexpr int PRODUCTS = Axis::PATCH * Axis::PATCH;
-
-// The inputs of a block's tiles, 16 channels.
-template <typename Axis> struct Inputs {
-  int64_t rows, columns;
-  float *data; // [rows][columns][16]
-  Inputs(const Tiles &block, float *memory)
-      : rows((block.rows() - 1) * Axis::STEP + Axis::PATCH), columns((block.columns() - 1) * Axis::STEP + Axis::PATCH),
-        data(memory) {}
-  int64_t size() const { return rows * columns * LANES; }
-};
+template <typename Axis> constexpr int PRODUCTS = Axis::FACTORS * Axis::FACTORS;
 
 // The memory of one block.
 template <typename Axis> struct Work {
@@ -100,72 +49,16 @@ template <typename Axis> struct Together {
   int64_t workspace() const { return PRODUCTS<Axis> * (product_step() + CHUNK * OUTPUTS / 2); }
 };
 
-inline Floats widened(const uint16_t *x) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(x));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
-// x / (1 + e^-x), to 1e-4.
-inline Floats silu(Floats x) {
-  const Floats power = x * _mm512_set1_ps(-1.4426950408889634f);
-  const Floats f = _mm512_reduce_ps(power, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); // [0, 1)
-  Floats p = _mm512_fmadd_ps(_mm512_set1_ps(0.07802452f), f, _mm512_set1_ps(0.22606716f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69583353f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99992522f));
-  const Floats below = _mm512_scalef_ps(p, power) + _mm512_set1_ps(1);
-  return _mm512_div_ps(x, below);
-}
-
-// The block's inputs, 16 channels from `channel` on, normalised; zeros outside the map. The channels that come next, or
-// the first ones of the next block, are on their way into the cache meanwhile.
-template <typename Axis>
-void read(const Convolution &convolution, const Tiles &block, const uint16_t *x, int64_t channel, const Inputs<Axis> &inputs) {
-  const int64_t channels = convolution.channels;
-  const int64_t above = block.first_row * Axis::STEP - 1, before = block.first_column * Axis::STEP - 1;
-  const int64_t begin = std::max<int64_t>(0, -before), end = std::min(inputs.columns, convolution.columns - before);
-  const bool is_last = channel + 2 * LANES >= channels;
-  const int64_t next = is_last ? block.columns() * Axis::STEP * channels - channel : 2 * LANES;
-  const bool is_normalised = convolution.scale != nullptr;
-  const Floats scale = is_normalised ? _mm512_loadu_ps(convolution.scale + channel) : _mm512_setzero_ps();
-  const Floats offset = is_normalised ? _mm512_loadu_ps(convolution.offset + channel) : _mm512_setzero_ps();
-  for (int64_t i = 0; i < inputs.rows; i++) {
-    float *to = inputs.data + i * inputs.columns * LANES;
-    const int64_t row = above + i;
-    if (row < 0 || row >= convolution.rows) {
-      std::memset(to, 0, sizeof(float) * inputs.columns * LANES);
-      continue;
-    }
-    const uint16_t *from = x + (row * convolution.columns + before) * channels + channel;
-    for (int64_t j = 0; j < begin; j++) _mm512_store_ps(to + j * LANES, _mm512_setzero_ps());
-    for (int64_t j = end; j < inputs.columns; j++) _mm512_store_ps(to + j * LANES, _mm512_setzero_ps());
-    for (int64_t j = begin; j < end; j++) {
-      __builtin_prefetch(from + j * channels + next);
-      const Floats value = widened(from + j * channels);
-      _mm512_store_ps(to + j * LANES, is_normalised ? silu(_mm512_fmadd_ps(value, scale, offset)) : value);
-    }
-  }
-}
-
 // Inputs of 16 channels become factors.
 template <typename Axis>
 void factor(const Tiles &block, const Inputs<Axis> &inputs, uint16_t *to, int64_t tile_step, int64_t factor_step) {
-  constexpr int N = Axis::PATCH;
   for (int64_t i = 0; i < block.rows(); i++)
     for (int64_t j = 0; j < block.columns(); j++, to += tile_step) {
-      const float *from = inputs.data + (i * inputs.columns + j) * Axis::STEP * LANES;
-      Floats d[N * N], v[N * N];
-#pragma GCC unroll 4
-      for (int r = 0; r < N; r++)
-#pragma GCC unroll 4
-        for (int c = 0; c < N; c++) d[r * N + c] = _mm512_load_ps(from + (r * inputs.columns + c) * LANES);
-#pragma GCC unroll 4
-      for (int r = 0; r < N; r++) Axis::in(d + r * N, 1, v + r * N);
-#pragma GCC unroll 4
-      for (int c = 0; c < N; c++) Axis::in(v + c, N, d + c);
+      Floats v[PRODUCTS<Axis>];
+      factors_of<Axis>(inputs.data + (i * inputs.columns + j) * Axis::STEP * LANES, inputs.columns, v);
 #pragma GCC unroll 16
-      for (int k = 0; k < N * N; k++)
-        _mm256_storeu_si256(reinterpret_cast<__m256i *>(to + k * factor_step),
-                            (__m256i)_mm512_cvtneps_pbh(d[k]));
+      for (int k = 0; k < PRODUCTS<Axis>; k++)
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(to + k * factor_step), (__m256i)_mm512_cvtneps_pbh(v[k]));
     }
 }
 
@@ -275,8 +168,6 @@ void convolve_by(const Convolution &convolution, const Tiles &block, const uint1
 // Nine taps [9][pairs][32][2] as weights of sixteen products.
 void expand(const uint16_t *taps, int64_t pairs, uint16_t *weights) {
   const int64_t step = pairs * 2 * OUTPUTS;
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
-                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
   for (int64_t at = 0; at < step; at += 2 * LANES) {
     Floats made[2][16];
@@ -295,8 +186,7 @@ void expand(const uint16_t *taps, int64_t pairs, uint16_t *weights) {
     }
 #pragma GCC unroll 16
     for (int k = 0; k < 16; k++)
-      _mm512_store_si512(weights + k * step + at,
-                         _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(made[1][k], made[0][k])));
+      _mm512_store_si512(weights + k * step + at, beside(made[0][k], made[1][k]));
   }
 }
 
