@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kernels.test_unet import asked, drawn, in_dtype
 from mezzotint.kernels import training
+from mezzotint.kernels.gradients import group_norm
 from mezzotint.kernels.training import QuickResBlock, QuickUpsample, possible, quicken
 from mezzotint.models.attention import Attention
 from mezzotint.models.blocks import ResBlock, Upsample
@@ -88,6 +89,24 @@ def test_a_text_tower(generator: torch.Generator) -> None:
 
     plain, quick = learnt(deepcopy(tower), run), learnt(quicken(tower), run)
     assert max(relative(a, b) for a, b in zip(quick, plain, strict=True)) < TOLERANCE
+
+
+def test_every_map_is_channels_last(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
+    """One map the other way round, and every sum with it is, too: each norm would begin with a copy."""
+    seen: list[bool] = []
+
+    def spy(x: Tensor, norm: nn.GroupNorm, *, is_silu: bool, shift: Tensor | None = None) -> Tensor:
+        seen.append(x.is_contiguous(memory_format=torch.channels_last))
+        return group_norm(x, norm, is_silu=is_silu, shift=shift)
+
+    monkeypatch.setattr(training, "group_norm", spy)
+    unet, vae = drawn(CONFIGS["sd1"], generator), AutoencoderKL(PRESETS["tiny"].vae)
+    asking("sd1", generator, (8, 8), torch.float32)(quicken(unet))
+    pictures = torch.randn(2, 3, 32, 32, generator=generator)
+    quicken(vae).decode(vae.encode(pictures).mean.contiguous())
+    norms = [part for network in (unet, vae) for part in network.modules() if isinstance(part, nn.GroupNorm)]
+    assert len(seen) == len(norms)
+    assert all(seen)
 
 
 def test_a_block_of_ones_own_stays_as_it_is() -> None:

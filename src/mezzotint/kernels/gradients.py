@@ -3,9 +3,11 @@
 What lies between input and output of an operation is computed again in float32 for the gradient, never stored. Maps are
 channels-last.
 
-Letters: b batch, c o channels in and out, h w rows and columns, n rows of a product, k side of a filter.
+Letters: b batch, c o channels in and out, h w rows and columns, n rows of a product, k side of a filter; of attention,
+l queries, n keys, d width of a head.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -34,6 +36,31 @@ def group_norm(
 def geglu(x: Float[Tensor, "*n c2"]) -> Float[Tensor, "*n c"]:
     """The first half of the last dimension times the exact GELU of the second. Compiled only."""
     return _apply(_Geglu, x.contiguous())
+
+
+def attention(
+    q: Float[Tensor, "b l heads d"],
+    k: Float[Tensor, "b n heads d"],
+    v: Float[Tensor, "b n heads d"],
+    *,
+    is_causal: bool = False,
+) -> Float[Tensor, "b l heads d"]:
+    """softmax(q k^T / sqrt(d)) v. Compiled for bfloat16, widths that are multiples of 8, and no mask; else by torch.
+
+    Compiled where there are bfloat16 pairs (AVX512-BF16): on processors with AMX too, whose tiles it does not use.
+    """
+    if not is_causal and native.has_gradient(q, k, v):
+        return _apply(_Attention, q, k, v)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal).transpose(1, 2)
+
+
+def self_attention(fused: Float[Tensor, "b l 3 heads d"], *, is_causal: bool = False) -> Float[Tensor, "b l heads d"]:
+    """`attention` of queries, keys and values that are one product, and whose gradient is one tensor."""
+    q, k, v = fused.unbind(2)
+    if not is_causal and native.has_gradient(q, k, v):
+        return _apply(_Attention, fused)
+    return attention(q, k, v, is_causal=is_causal)
 
 
 def convolution(x: Float[Tensor, "b c h w"], module: nn.Conv2d) -> Float[Tensor, "b o h w"]:
@@ -93,6 +120,26 @@ class _Geglu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides its names
         return _ops.geglu_backward(grads[0].contiguous(), ctx.saved_tensors[0])
+
+
+class _Attention(torch.autograd.Function):
+    """Of one fused [b l 3 heads d], or of queries, keys and values."""
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        q, k, v = _three(parts)
+        y, log_sum = _ops.attention_forward(q, k, v, q.shape[-1] ** -0.5)
+        ctx.save_for_backward(y, log_sum, *parts)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides its names
+        y, log_sum, *parts = ctx.saved_tensors
+        g = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
+        found = tuple(part.new_empty(part.shape) for part in parts)
+        _ops.attention_backward(g, *_three(parts), y, log_sum, y.shape[-1] ** -0.5, *_three(found))
+        return found
 
 
 class _Winograd(torch.autograd.Function):
@@ -171,6 +218,11 @@ class _Interleave(torch.autograd.Function):
             i, j = divmod(phase, 2)
             four[:, i : i + h, j : j + w, phase * o : (phase + 1) * o] = g[:, :, i, :, j]
         return four
+
+
+def _three(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Queries, keys and values."""
+    return parts[0].unbind(2) if len(parts) == 1 else parts
 
 
 def _to_weights(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,12 +58,13 @@ class Unit(NamedTuple):
 
 UNITS = (
     Unit("ops.cpp", ("-O2",), needs_torch=True),
+    Unit("ops_attention.cpp", ("-O2",), needs_torch=True),
     Unit("ops_convolution.cpp", ("-O2",), needs_torch=True),
     Unit("ops_gradients.cpp", ("-O2",), needs_torch=True),
     Unit("ops_int8.cpp", ("-O2",), needs_torch=True),
     *(
         Unit(f"{name}_avx512bf16.cpp", (*_AVX512, "-mavx512bf16"))
-        for name in ("attention", "winograd", "winograd_gradient")
+        for name in ("attention", "attention_backward", "winograd", "winograd_gradient")
     ),
     Unit("int8.cpp", (*_AVX512, "-ffp-contract=off")),  # the same bits as torch's
     *(
@@ -175,8 +176,8 @@ def attention(
     """softmax(scale * q k^T) v; `scale` None is 1 / sqrt(d). In q's dtype.
 
     The last dimension is contiguous; the others may have any stride, so slices of a fused [b l 3 heads d] are read in
-    place and the result is the input of the output projection without a copy. Compiled for bfloat16, widths that are
-    multiples of 8, and no gradient; by torch otherwise.
+    place and the result is the input of the output projection without a copy. Compiled for bfloat16 and float32, widths
+    that are multiples of 8, and no gradient (which `gradients.attention` has); by torch otherwise.
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if _is_attention_compiled(q, k, v, scale):
@@ -340,14 +341,21 @@ def convolve(
     _ops.convolve(x, scale, offset, weights, bias, is_doubled, is_added, first, last, out)
 
 
+def has_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether attention of these, [b l heads d], is compiled with its gradient (gradients.py): in bfloat16 only."""
+    return q.dtype is torch.bfloat16 and all(part.device.type == "cpu" for part in (q, k, v)) and _is_attended(q, k, v)
+
+
 def _is_attention_compiled(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
+    return _is_plain(q, k, v) and scale > 0 and _is_attended(q, k, v)
+
+
+def _is_attended(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return (
-        _is_plain(q, k, v)
-        and all(part.dtype == q.dtype and part.stride(-1) == 1 for part in (q, k, v))
+        all(part.dtype == q.dtype and part.stride(-1) == 1 for part in (q, k, v))
         and q.shape[-1] % 8 == 0
         and q.shape[-1] <= MAX_WIDTH
         and k.shape[1] > 0
-        and scale > 0
         and attends(q.dtype)
     )
 

@@ -1,24 +1,35 @@
 """Networks of the family as they are trained on a processor: the same weights and function, quicker both ways.
 
-`quicken` gives modules of a network forward methods of the classes here: GroupNorm with SiLU and GEGLU compiled with
-their gradients, one product for queries, keys and values, 1x1 convolutions as products, and 3x3 ones in bfloat16 with
-their gradients by Winograd's way (16 multiplications instead of 36). In float32, a nearest upsampling and the 3x3
-convolution behind it are 2x2 convolutions (16 instead of 36, too). It is done to the working copies
-of a run, never to a network that is anybody's. Forward hooks of the layers inside are not called.
+`quicken` gives modules of a network forward methods of the classes here: GroupNorm with SiLU, GEGLU and attention
+compiled with their gradients, one product for queries, keys and values, 1x1 convolutions as products, and 3x3 ones in
+bfloat16 with their gradients by Winograd's way (16 multiplications instead of 36). In float32, a nearest upsampling and
+the 3x3 convolution behind it are 2x2 convolutions (16 instead of 36, too). It is done to the working copies of a run,
+never to a network that is anybody's. Forward hooks of the layers inside are not called.
 """
 
 import os
 from typing import Literal, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mezzotint.kernels import native
-from mezzotint.kernels.gradients import convolution, doubled_convolution, geglu, group_norm, pointwise
+from mezzotint.kernels.gradients import (
+    attention,
+    convolution,
+    doubled_convolution,
+    geglu,
+    group_norm,
+    pointwise,
+    self_attention,
+)
 from mezzotint.kernels.packed import side_by_side
 from mezzotint.kernels.policy import VARIABLE
 from mezzotint.models.attention import Attention, FeedForward, KeysValues, LayerKeys, Transformer
 from mezzotint.models.blocks import ResBlock, Upsample
+from mezzotint.models.unet import Prepared, UNet
+from mezzotint.models.vae import Decoder, Encoder
 
 TrainingKernels = Literal["torch", "native"]
 """How a run computes: every module as torch runs it, or quickened. Stands in checkpoints, and a run keeps it; only
@@ -57,7 +68,7 @@ class QuickGroupNorm(nn.GroupNorm):
     """A GroupNorm that stands alone, of channels-last maps."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return group_norm(input, self, is_silu=False)
+        return group_norm(input, self, is_silu=False) if input.ndim == 4 and self.affine else super().forward(input)
 
 
 class QuickUpsample(Upsample):
@@ -81,15 +92,16 @@ class QuickTransformer(Transformer):
 
 
 class QuickAttention(Attention):
-    """Self-attention by one product for queries, keys and values."""
+    """Attention in bfloat16 compiled; where positions look at themselves, one product for queries, keys and values."""
 
     def forward(self, x: Tensor, keys_values: KeysValues | None = None, *, is_causal: bool = False) -> Tensor:
-        if keys_values is not None:
-            return super().forward(x, keys_values, is_causal=is_causal)
-        fused = F.linear(x, *side_by_side([self.q, self.k, self.v])).view(*x.shape[:2], 3, self.heads, -1)
-        q, k, v = fused.permute(2, 0, 3, 1, 4).unbind()  # [b heads l c/heads]
-        h = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
-        return self.out(h.transpose(1, 2).flatten(2))
+        if keys_values is None:
+            fused = F.linear(x, *side_by_side([self.q, self.k, self.v]))
+            h = self_attention(fused.view(*x.shape[:2], 3, self.heads, -1), is_causal=is_causal)
+        else:
+            q = self.q(x).view(*x.shape[:2], self.heads, -1)
+            h = attention(q, *(part.transpose(1, 2) for part in keys_values), is_causal=is_causal)
+        return self.out(h.flatten(2))
 
 
 class QuickFeedForward(FeedForward):
@@ -99,7 +111,35 @@ class QuickFeedForward(FeedForward):
         return self.out(geglu(self.in_(x)))
 
 
+class QuickUNet(UNet):
+    """A U-Net whose maps are channels-last from the first one on, so that no skip is another way round."""
+
+    def forward(self, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
+        return super().forward(_channels_last(x), t, prepared)
+
+
+class QuickEncoder(Encoder):
+    """Its maps likewise."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(_channels_last(image))
+
+
+class QuickDecoder(Decoder):
+    """Its maps likewise."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(_channels_last(z))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 _QUICK: dict[type[nn.Module], type[nn.Module]] = {
+    UNet: QuickUNet,
+    Encoder: QuickEncoder,
+    Decoder: QuickDecoder,
     nn.GroupNorm: QuickGroupNorm,
     ResBlock: QuickResBlock,
     Upsample: QuickUpsample,

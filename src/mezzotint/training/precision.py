@@ -2,8 +2,8 @@
 
 Autocast would cast every weight at every use. Copies cost one pass over the weights per step, and gradients come back
 into float32 before anything is accumulated in them. Copies are quickened where the processor's kernels are built
-(`kernels/training.py`). Attention over short sequences is written out as two matrix products, because the backward pass
-of PyTorch's CPU flash attention is several times slower there.
+(`kernels/training.py`). Where that does not compute attention, it is written out as two matrix products over short
+sequences, because the backward pass of PyTorch's CPU flash attention is several times slower there.
 """
 
 import copy

@@ -33,16 +33,23 @@ struct Shape {
   }
 };
 
+// Rows of one head, `stride` apart.
+template <typename T> struct Rows {
+  T *data;
+  int64_t stride;
+};
+
 // Keys of one head as [groups][width][8 keys] and its values as [width/8][groups*8][8 channels]; 16-bit values in pairs:
 // [groups][width/2][8][2] and [width/8][groups*4][8][2]. This is the order in which the kernels read them. Groups
 // [begin, end). `workspace` is how many 32-bit values of memory `attend` works in; it computes one block of queries of
-// one head, `out` is a contiguous [b l heads d] at that head.
-#define MEZZOTINT_ATTENTION(T)                                                                                         \
+// one head, `out` is a contiguous [b l heads d] at that head. In bfloat16 it also says the logarithm of each query's sum
+// of exponentials, of scaled scores, if there is a place for it.
+#define MEZZOTINT_ATTENTION(T, ...)                                                                                         \
   void pack_keys(const Shape &, const T *k, int64_t stride, T *packed, int64_t begin, int64_t end);                    \
   void pack_values(const Shape &, const T *v, int64_t stride, T *packed, int64_t begin, int64_t end);                  \
   int64_t workspace(const Shape &);                                                                                    \
   void attend(const Shape &, const T *q, int64_t q_stride, const T *keys, const T *values, T *out, int64_t out_stride, \
-              float scale, int64_t block, float *work);
+              float scale, int64_t block, float *work __VA_OPT__(,) __VA_ARGS__);
 
 namespace avx2 {
 int64_t lanes();
@@ -53,7 +60,7 @@ int64_t lanes();
 MEZZOTINT_ATTENTION(float)
 } // namespace avx512
 namespace avx512bf16 {
-MEZZOTINT_ATTENTION(uint16_t)
+MEZZOTINT_ATTENTION(uint16_t, float *log_sum)
 
 // The same for processors that multiply whole tiles (AMX): what lies between the two matrix products, which are
 // oneDNN's. A block is [first, first + count) of the queries, `row` lanes wide; `scores` are [keys][row].
@@ -67,8 +74,23 @@ void transpose_values(const Shape &, const uint16_t *v, int64_t from, uint16_t *
 // rounded up to a pair; what was accumulated, [width][row], is rescaled to the new maximum.
 void weigh(const float *scores, int64_t keys, int64_t row, float scale, float *top, float *sum, float *accumulated,
            int64_t width, uint16_t *probabilities);
-void write(const Shape &, const float *accumulated, const float *sum, int64_t first, int64_t row, uint16_t *out,
+void write(const Shape &, const float *accumulated, float *sum, int64_t first, int64_t row, uint16_t *out,
            int64_t out_stride);
+
+// Gradients of one head: what is above the result o, what the result was made of, and what is to be written.
+struct Head {
+  Rows<const uint16_t> g, o, q, k, v;
+  const float *log_sum; // [queries], as `attend` says it
+  Rows<uint16_t> dq, dk, dv;
+};
+// How many 32-bit values `differentiate` works in, and how many it makes of the gradient of one head's queries.
+int64_t gradient_workspace(const Shape &);
+int64_t gradient_of_queries(const Shape &);
+// Gradients of the keys and values from `begin` (a multiple of 8) to `end`, written; what these keys contribute to the
+// gradient of the queries, [blocks of queries][width][lanes] and without the scale, in `dq`.
+void differentiate(const Shape &, const Head &, float scale, int64_t begin, int64_t end, float *dq, float *work);
+// Write the sum of the contributions of `parts` ranges of keys, which lie one after the other.
+void write_queries(const Shape &, const Head &, float scale, int64_t parts, float *dq);
 
 } // namespace avx512bf16
 } // namespace mezzotint

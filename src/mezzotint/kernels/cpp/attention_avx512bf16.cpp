@@ -9,96 +9,22 @@
 // bad guess is done again with its true maximum, and what came before is rescaled.
 //
 // Source: Dao 2023, arXiv:2307.08691 (blocks, deferred division); Milakov and Gimelshein 2018, arXiv:1805.02867.
-#include "attention.h"
-
-#include <immintrin.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstring>
+#include "attention_avx512bf16.h"
 
 namespace mezzotint::avx512bf16 {
 namespace {
 
-constexpr int64_t BLOCK = 128;          // keys per block: keys, values and probabilities stay in the first cache
-constexpr float LOG2_E = 1.4426950408889634f;
-constexpr float TOO_LARGE = 0x1p64f;    // of a sum of exponentials
+constexpr float TOO_LARGE = 0x1p64f; // of a sum of exponentials
 
-// 2^x to 8e-5, a twenty-fifth of what rounding to bfloat16 loses; 0 for -inf, inf from 128 on.
-inline __m512 exp2(__m512 x) {
-  const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); // [0, 1)
-  __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0.07802452f), f, _mm512_set1_ps(0.22606716f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69583353f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99992522f));
-  return _mm512_scalef_ps(p, x);
-}
-
-inline __m512bh pairs(const void *p) { return (__m512bh)_mm512_load_si512(p); }
-inline __m512bh broadcast(const uint16_t *p) {
-  int32_t pair;
-  std::memcpy(&pair, p, 4);
-  return (__m512bh)_mm512_set1_epi32(pair);
-}
-
-// Two vectors of float32 as one of 16-bit pairs: lane i holds (even[i], odd[i]).
-inline __m512i paired(__m512 even, __m512 odd) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
-                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
-}
-
-// Scores of 8 keys: s[key][vector].
-template <int V>
-inline void scores(const uint16_t *keys, const uint16_t *q, int64_t width, __m512 (&s)[GROUP][V]) {
-#pragma GCC unroll 8
-  for (int r = 0; r < GROUP; r++)
-#pragma GCC unroll 3
-    for (int c = 0; c < V; c++) s[r][c] = _mm512_setzero_ps();
-  for (int64_t j = 0; j < width / 2; j++, keys += 2 * GROUP, q += 2 * LANES * V) {
-    __m512bh b[V];
-#pragma GCC unroll 3
-    for (int c = 0; c < V; c++) b[c] = pairs(q + 2 * LANES * c);
-#pragma GCC unroll 8
-    for (int r = 0; r < GROUP; r++) {
-      const __m512bh a = broadcast(keys + 2 * r);
-#pragma GCC unroll 3
-      for (int c = 0; c < V; c++) s[r][c] = _mm512_dpbf16_ps(s[r][c], a, b[c]);
-    }
-  }
-}
-
-// Byte offsets of 16 rows.
-inline __m512i sixteen(int64_t stride) {
-  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  return _mm512_mullo_epi32(lane, _mm512_set1_epi32((int)(2 * stride)));
-}
-inline __mmask16 present(int64_t count, int64_t lane) {
-  return (__mmask16)((1u << std::clamp<int64_t>(count - lane, 0, LANES)) - 1);
-}
-
-// `count` queries [count][width] as [width/2][row][2], zeros behind them.
-inline void gathered(const uint16_t *q, int64_t stride, int64_t width, int64_t count, int64_t row, uint16_t *packed) {
-  for (int64_t lane = 0; lane < row; lane += LANES)
-    for (int64_t j = 0; j < width / 2; j++) {
-      const __m512i pair = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), present(count, lane), sixteen(stride),
-                                                       q + lane * stride + 2 * j, 1);
-      _mm512_store_si512(packed + 2 * (j * row + lane), pair);
-    }
-}
-
-// o [width][row] / sum as `count` rows of 16-bit values.
-inline void scattered(const float *o, const __m512 *sum, int64_t width, int64_t count, int64_t row, uint16_t *out,
-                      int64_t stride) {
-  for (int64_t lane = 0; lane < row; lane += LANES) {
-    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), sum[lane / LANES]);
-    for (int64_t j = 0; j < width / 2; j++) {
-      const float *from = o + 2 * j * row + lane;
-      const __m512 even = _mm512_mul_ps(_mm512_load_ps(from), inverse);
-      const __m512 odd = _mm512_mul_ps(_mm512_load_ps(from + row), inverse);
-      _mm512_mask_i32scatter_epi32(out + lane * stride + 2 * j, present(count, lane), sixteen(stride),
-                                   paired(even, odd), 1);
-    }
-  }
+// log(x) of a positive, normal x to 1e-7: by the series of its mantissa in [sqrt(1/2), sqrt(2)).
+inline __m512 logarithm(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1), exponent = _mm512_getexp_ps(_mm512_mul_ps(x, _mm512_set1_ps((float)M_SQRT2)));
+  const __m512 m = _mm512_scalef_ps(x, _mm512_sub_ps(_mm512_setzero_ps(), exponent));
+  const __m512 t = _mm512_div_ps(_mm512_sub_ps(m, one), _mm512_add_ps(m, one)), square = _mm512_mul_ps(t, t);
+  __m512 p = _mm512_fmadd_ps(square, _mm512_set1_ps(2.0f / 7), _mm512_set1_ps(2.0f / 5));
+  p = _mm512_fmadd_ps(p, square, _mm512_set1_ps(2.0f / 3));
+  p = _mm512_fmadd_ps(p, square, _mm512_set1_ps(2.0f));
+  return _mm512_fmadd_ps(exponent, _mm512_set1_ps(1 / LOG2_E), _mm512_mul_ps(p, t));
 }
 
 template <int V> struct Softmax {
@@ -151,7 +77,7 @@ template <int V> struct Softmax {
 
 template <int V>
 void attend_block(const Shape &shape, const uint16_t *q, int64_t q_stride, const uint16_t *keys, const uint16_t *values,
-                  uint16_t *out, int64_t out_stride, float scale, int64_t count, float *work) {
+                  uint16_t *out, int64_t out_stride, float scale, int64_t count, float *work, float *log_sum) {
   const int64_t width = shape.width, groups = shape.key_groups();
   constexpr int64_t ROW = LANES * V;
   auto *packed = reinterpret_cast<uint16_t *>(work); // [width/2][ROW][2]
@@ -194,58 +120,48 @@ void attend_block(const Shape &shape, const uint16_t *q, int64_t q_stride, const
       for (int r = 0; r < GROUP; r++)
 #pragma GCC unroll 3
         for (int c = 0; c < V; c++) a[r][c] = _mm512_mul_ps(_mm512_load_ps(to + r * ROW + c * LANES), alpha[c]);
-      const uint16_t *probability = p;
-      for (int64_t j = 0; j < key_pairs; j++, v += 2 * GROUP, probability += 2 * ROW) {
-        __m512bh b[V];
-#pragma GCC unroll 3
-        for (int c = 0; c < V; c++) b[c] = pairs(probability + 2 * LANES * c);
-#pragma GCC unroll 8
-        for (int r = 0; r < GROUP; r++) {
-          const __m512bh one = broadcast(v + 2 * r);
-#pragma GCC unroll 3
-          for (int c = 0; c < V; c++) a[r][c] = _mm512_dpbf16_ps(a[r][c], one, b[c]);
-        }
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < GROUP; r++)
-#pragma GCC unroll 3
-        for (int c = 0; c < V; c++) _mm512_store_ps(to + r * ROW + c * LANES, a[r][c]);
+      multiply<V>(v, 2, 2 * GROUP, p, 2 * ROW, key_pairs, a);
+      store<V>(to, ROW, a);
     }
   }
 
-  scattered(o, softmax.sum, width, count, ROW, out, out_stride);
+  __m512 inverse[V];
+  for (int c = 0; c < V; c++) inverse[c] = _mm512_div_ps(_mm512_set1_ps(1), softmax.sum[c]);
+  scattered(o, inverse, width, count, ROW, out, out_stride);
+  for (int c = 0; log_sum && c < V; c++) {
+    const __m512 log = _mm512_fmadd_ps(softmax.top[c], _mm512_set1_ps(1 / LOG2_E), logarithm(softmax.sum[c]));
+    _mm512_mask_storeu_ps(log_sum + c * LANES, present(count, c * LANES), log);
+  }
 }
 
 } // namespace
 
 void pack_keys(const Shape &shape, const uint16_t *k, int64_t stride, uint16_t *packed, int64_t begin, int64_t end) {
   const int64_t width = shape.width;
-  for (int64_t g = begin; g < end; g++)
-    for (int64_t r = 0; r < GROUP; r++) {
-      const int64_t key = g * GROUP + r;
-      uint16_t *to = packed + g * GROUP * width + 2 * r;
-      for (int64_t j = 0; j < width / 2; j++, to += 2 * GROUP) {
-        if (key < shape.keys)
-          std::memcpy(to, k + key * stride + 2 * j, 4);
-        else
-          std::memset(to, 0, 4);
+  for (int64_t g = begin; g < end; g += 2) // two groups are 16 rows
+    for (int64_t j = 0; j < width / 2; j += LANES) {
+      const int64_t columns = std::min<int64_t>(LANES, width / 2 - j);
+      __m512i x[LANES];
+      turned(k + g * GROUP * stride + 2 * j, stride, shape.keys - g * GROUP, columns, x);
+      uint16_t *to = packed + g * GROUP * width + 2 * j * GROUP;
+      for (int64_t i = 0; i < columns; i++, to += 2 * GROUP) {
+        _mm256_storeu_si256((__m256i *)to, _mm512_castsi512_si256(x[i]));
+        if (g + 1 < end) _mm256_storeu_si256((__m256i *)(to + GROUP * width), _mm512_extracti64x4_epi64(x[i], 1));
       }
     }
 }
 
 void pack_values(const Shape &shape, const uint16_t *v, int64_t stride, uint16_t *packed, int64_t begin, int64_t end) {
-  const int64_t width = shape.width, groups = shape.key_groups();
-  for (int64_t g = begin; g < end; g++)
-    for (int64_t pair = g * GROUP / 2; pair < (g + 1) * GROUP / 2; pair++) {
+  const int64_t width = shape.width, all_pairs = shape.key_groups() * GROUP / 2;
+  for (int64_t pair = begin * GROUP / 2; pair < end * GROUP / 2; pair++)
+    for (int64_t c = 0; c < width; c += LANES) { // two tiles of channels
+      const uint16_t *even = v + 2 * pair * stride + c;
       const int64_t present = shape.keys - 2 * pair;
-      const uint16_t *even = v + 2 * pair * stride, *odd = even + stride;
-      for (int64_t tile = 0; tile < width / GROUP; tile++) {
-        uint16_t *to = packed + (tile * groups * GROUP / 2 + pair) * 2 * GROUP;
-        for (int64_t r = 0; r < GROUP; r++) {
-          to[2 * r] = present > 0 ? even[tile * GROUP + r] : 0;
-          to[2 * r + 1] = present > 1 ? odd[tile * GROUP + r] : 0;
-        }
-      }
+      const __m512i both = present > 0 ? woven(even, even + stride, present > 1, width - c) : _mm512_setzero_si512();
+      uint16_t *to = packed + (c / GROUP * all_pairs + pair) * 2 * GROUP;
+      _mm256_storeu_si256((__m256i *)to, _mm512_castsi512_si256(both));
+      if (c + GROUP < width)
+        _mm256_storeu_si256((__m256i *)(to + all_pairs * 2 * GROUP), _mm512_extracti64x4_epi64(both, 1));
     }
 }
 
@@ -287,8 +203,10 @@ void weigh(const float *scores, int64_t keys, int64_t row, float scale, float *t
   }
 }
 
-void write(const Shape &shape, const float *accumulated, const float *sum, int64_t first, int64_t row, uint16_t *out,
+void write(const Shape &shape, const float *accumulated, float *sum, int64_t first, int64_t row, uint16_t *out,
            int64_t out_stride) {
+  for (int64_t lane = 0; lane < row; lane += LANES)
+    _mm512_store_ps(sum + lane, _mm512_div_ps(_mm512_set1_ps(1), _mm512_load_ps(sum + lane)));
   scattered(accumulated, reinterpret_cast<const __m512 *>(sum), shape.width, std::min(row, shape.queries - first), row,
             out + first * out_stride, out_stride);
 }
@@ -298,11 +216,11 @@ int64_t workspace(const Shape &shape) {
 }
 
 void attend(const Shape &shape, const uint16_t *q, int64_t q_stride, const uint16_t *keys, const uint16_t *values,
-            uint16_t *out, int64_t out_stride, float scale, int64_t block, float *work) {
+            uint16_t *out, int64_t out_stride, float scale, int64_t block, float *work, float *log_sum) {
   const auto [first, vectors, count] = shape.queries_of(block);
   const auto run = vectors == 3 ? attend_block<3> : vectors == 2 ? attend_block<2> : attend_block<1>;
   run(shape, q + first * q_stride, q_stride, keys, values, out + first * out_stride, out_stride, scale * LOG2_E, count,
-      work);
+      work, log_sum ? log_sum + first : nullptr);
 }
 
 } // namespace mezzotint::avx512bf16

@@ -1,142 +1,12 @@
 // The operations as torch sees them: shapes, memory, threads, and the choice of kernel for this processor.
 #include <cmath>
-#include <limits>
 
-#include "attention.h"
 #include "ops.h"
 
 namespace {
 
 using at::Tensor;
 using namespace mezzotint;
-
-template <typename T> Strided<T> strided(const Tensor &x) {
-  return {reinterpret_cast<const T *>(x.const_data_ptr()), x.stride(0), x.stride(1), x.stride(2)};
-}
-
-Shape checked(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
-  const at::ScalarType type = q.scalar_type();
-  for (const Tensor &x : {q, k, v}) {
-    TORCH_CHECK(x.dim() == 4 && x.scalar_type() == type && x.stride(3) == 1 &&
-                    (type == at::kBFloat16 || type == at::kFloat),
-                "attention: q, k and v are bfloat16 or float32 [b l heads d], contiguous in d");
-  }
-  TORCH_CHECK(type == at::kFloat ? has_avx2() : has_bf16_pairs(), "attention: this processor has no instructions for ",
-              type);
-  TORCH_CHECK(k.sizes() == v.sizes() && q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(3) == k.size(3),
-              "attention: q ", q.sizes(), ", k ", k.sizes(), ", v ", v.sizes());
-  const Shape shape{q.size(0), q.size(2), q.size(1), k.size(1), q.size(3)};
-  TORCH_CHECK(shape.width % GROUP == 0 && shape.keys > 0 && scale > 0,
-              "attention: width ", shape.width, " is no multiple of 8, or no keys, or scale ", scale, " not above 0");
-  return shape;
-}
-
-// Attention with both products by oneDNN, which uses tiles (AMX) where the processor has them.
-Tensor attention_by_tiles(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
-  constexpr int64_t BLOCK = 256, ROW = 48; // keys and queries at once
-  const Shape shape = checked(q, k, v, scale);
-  TORCH_CHECK(q.scalar_type() == at::kBFloat16, "attention_by_tiles: bfloat16");
-  Tensor out = at::empty({shape.batch, shape.queries, shape.heads, shape.width}, q.options());
-  if (out.numel() == 0) return out;
-
-  const auto qs = strided<uint16_t>(q), ks = strided<uint16_t>(k), vs = strided<uint16_t>(v);
-  const int64_t heads = shape.batch * shape.heads, stride = (shape.keys + 31) / 32 * 32, width = shape.width;
-  const int64_t blocks = (shape.queries + ROW - 1) / ROW;
-  const Tensor packed = buffer(heads * width * stride, at::kBFloat16, q);
-  auto *values = reinterpret_cast<uint16_t *>(packed.mutable_data_ptr());
-  at::parallel_for(0, heads * width, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t at = begin; at < end;) {
-      const int64_t head = at / width, first = at % width, last = std::min(width, first + end - at);
-      const uint16_t *from = vs.data + head / shape.heads * vs.batch + head % shape.heads * vs.head;
-      avx512bf16::transpose_values(shape, from, vs.position, values + head * width * stride, stride, first, last);
-      at += last - first;
-    }
-  });
-  auto *result = reinterpret_cast<uint16_t *>(out.mutable_data_ptr());
-  at::parallel_for(0, heads * blocks, 1, [&](int64_t begin, int64_t end) {
-    const Tensor memory = buffer(ROW * (width / 2 + width + BLOCK + BLOCK / 2 + 2), at::kFloat, q);
-    float *scores = memory.mutable_data_ptr<float>(), *o = scores + BLOCK * ROW, *top = o + width * ROW;
-    float *sum = top + ROW;
-    auto *queries = reinterpret_cast<at::BFloat16 *>(sum + ROW), *weights = queries + width * ROW;
-    for (int64_t at = begin; at < end; at++) {
-      const int64_t head = at / blocks, b = head / shape.heads, h = head % shape.heads, first = at % blocks * ROW;
-      const auto *keys = reinterpret_cast<const at::BFloat16 *>(ks.data + b * ks.batch + h * ks.head);
-      const auto *turned = reinterpret_cast<const at::BFloat16 *>(values + head * width * stride);
-      avx512bf16::pack_queries(shape, qs.data + b * qs.batch + h * qs.head, qs.position, first, ROW,
-                               reinterpret_cast<uint16_t *>(queries));
-      std::fill_n(o, width * ROW, 0.0f);
-      std::fill_n(sum, ROW, 0.0f);
-      std::fill_n(top, ROW, -std::numeric_limits<float>::infinity());
-      for (int64_t key = 0; key < shape.keys; key += BLOCK) {
-        const int64_t count = std::min(BLOCK, shape.keys - key);
-        at::native::cpublas::brgemm(count, ROW, width, ks.position, ROW, ROW, false, keys + key * ks.position, queries,
-                                    scores);
-        avx512bf16::weigh(scores, count, ROW, (float)scale, top, sum, o, width,
-                          reinterpret_cast<uint16_t *>(weights));
-        at::native::cpublas::brgemm(width, ROW, (count + 1) / 2 * 2, stride, ROW, ROW, true, turned + key, weights, o);
-      }
-      avx512bf16::write(shape, o, sum, first, ROW,
-                        result + (b * shape.queries * shape.heads + h) * width, shape.heads * width);
-    }
-    at::native::cpublas::brgemm_release();
-  });
-  return out;
-}
-
-// The functions of one instruction set for one type.
-template <typename T> struct Kernel {
-  decltype(&avx512bf16::workspace) workspace;
-  void (*pack_keys)(const Shape &, const T *, int64_t, T *, int64_t, int64_t);
-  void (*pack_values)(const Shape &, const T *, int64_t, T *, int64_t, int64_t);
-  void (*attend)(const Shape &, const T *, int64_t, const T *, const T *, T *, int64_t, float, int64_t, float *);
-};
-
-template <typename T>
-Tensor attended(const Shape &shape, const Kernel<T> &kernel, const Tensor &q, const Tensor &k, const Tensor &v,
-                double scale) {
-  Tensor out = at::empty({shape.batch, shape.queries, shape.heads, shape.width}, q.options());
-  if (out.numel() == 0) return out;
-
-  const auto qs = strided<T>(q), ks = strided<T>(k), vs = strided<T>(v);
-  const int64_t heads = shape.batch * shape.heads, groups = shape.key_groups(), blocks = shape.query_blocks();
-  const Tensor packed = buffer(2 * heads * shape.packed(), q.scalar_type(), q);
-  auto *keys = reinterpret_cast<T *>(packed.mutable_data_ptr()), *values = keys + heads * shape.packed();
-  at::parallel_for(0, heads * groups, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t at = begin; at < end;) {
-      const int64_t head = at / groups, first = at % groups, last = std::min(groups, first + end - at);
-      const int64_t b = head / shape.heads, h = head % shape.heads, to = head * shape.packed();
-      kernel.pack_keys(shape, ks.data + b * ks.batch + h * ks.head, ks.position, keys + to, first, last);
-      kernel.pack_values(shape, vs.data + b * vs.batch + h * vs.head, vs.position, values + to, first, last);
-      at += last - first;
-    }
-  });
-  auto *result = reinterpret_cast<T *>(out.mutable_data_ptr());
-  at::parallel_for(0, heads * blocks, 1, [&](int64_t begin, int64_t end) {
-    const Tensor work = buffer(kernel.workspace(shape), at::kFloat, q);
-    for (int64_t at = begin; at < end; at++) {
-      const int64_t head = at / blocks, b = head / shape.heads, h = head % shape.heads;
-      kernel.attend(shape, qs.data + b * qs.batch + h * qs.head, qs.position, keys + head * shape.packed(),
-                    values + head * shape.packed(), result + (b * shape.queries * shape.heads + h) * shape.width,
-                    shape.heads * shape.width, (float)scale, at % blocks, work.mutable_data_ptr<float>());
-    }
-  });
-  return out;
-}
-
-#define KERNEL(isa, T) Kernel<T>{isa::workspace, isa::pack_keys, isa::pack_values, isa::attend}
-
-Tensor attention_by(const Tensor &q, const Tensor &k, const Tensor &v, double scale, bool is_wide) {
-  Shape shape = checked(q, k, v, scale);
-  if (q.scalar_type() == at::kBFloat16) return attended(shape, KERNEL(avx512bf16, uint16_t), q, k, v, scale);
-  TORCH_CHECK(!is_wide || has_avx512(), "attention: this processor has no AVX-512");
-  shape.lanes = is_wide ? avx512::lanes() : avx2::lanes();
-  return attended(shape, is_wide ? KERNEL(avx512, float) : KERNEL(avx2, float), q, k, v, scale);
-}
-
-Tensor attention(const Tensor &q, const Tensor &k, const Tensor &v, double scale) {
-  if (q.scalar_type() == at::kBFloat16 && has_tiles()) return attention_by_tiles(q, k, v, scale);
-  return attention_by(q, k, v, scale, has_avx512());
-}
 
 // First pass: of every chunk and channel, mean and sum of squared distances from it; both [batch chunks channels].
 template <typename T> void measure(const Picture &picture, const Tensor &x, float *mean, float *squares) {
@@ -278,9 +148,6 @@ std::string instructions() {
 
 TORCH_LIBRARY(mezzotint, m) {
   m.def("instructions() -> str", instructions);
-  m.def("attention(Tensor q, Tensor k, Tensor v, float scale) -> Tensor");
-  m.def("attention_by(Tensor q, Tensor k, Tensor v, float scale, bool is_wide) -> Tensor");
-  m.def("attention_by_tiles(Tensor q, Tensor k, Tensor v, float scale) -> Tensor");
   m.def("group_norm_forward(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? shift, "
         "ScalarType? dtype) -> (Tensor, Tensor)");
   m.def("group_norm(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? shift, "
@@ -290,9 +157,6 @@ TORCH_LIBRARY(mezzotint, m) {
 }
 
 TORCH_LIBRARY_IMPL(mezzotint, CPU, m) {
-  m.impl("attention", attention);
-  m.impl("attention_by", attention_by);
-  m.impl("attention_by_tiles", attention_by_tiles);
   m.impl("group_norm", group_norm);
   m.impl("group_norm_forward", group_norm_forward);
   m.impl("moments", moments);
