@@ -32,6 +32,7 @@ from mezzotint.models.unet import Block, Conditioning, Middle, Prepared, UNet, t
 
 REMEMBERED_TIMESTEPS = 256
 LAST_BLOCKS = 2  # that run at every query even if the rest is remembered
+AT_ONCE = 1 << 21  # numbers inside a feed-forward
 
 
 class Told(NamedTuple):
@@ -333,19 +334,32 @@ class _CrossAttention:
 
 
 class _FeedForward:
-    """GEGLU, added to `residual`: the gate multiplies inside the product that makes the values."""
+    """GEGLU, added to `residual`: the gate multiplies inside the product that makes the values.
+
+    Many positions go a part at a time, so that gates and values are still in the cache when they are read.
+    """
 
     def __init__(self, module: FeedForward, shop: Workshop) -> None:
         self._module = module
         self._is_known = type(module) is FeedForward and type(module.in_) is nn.Linear
         if self._is_known:
             self._out = shop.linear(module.out)
-            inner = module.in_.out_features // 2
+            self._inner = inner = module.in_.out_features // 2
             self._value, self._gate = shop.part(module.in_, slice(0, inner)), shop.part(module.in_, slice(inner, None))
 
     def __call__(self, x: Float[Tensor, "b l c"], residual: Float[Tensor, "b l c"]) -> Float[Tensor, "b l c"]:
         if not self._is_known:
             return residual + self._module(x)
+        parts = x.shape[0] * x.shape[1] * self._inner // AT_ONCE
+        if parts < 2:
+            return self._computed(x, residual)
+        out = torch.empty_like(residual, memory_format=torch.contiguous_format)
+        each = (part.flatten(0, 1).chunk(parts) for part in (x, residual, out))
+        for part, beside, to in zip(*each, strict=True):
+            to.copy_(self._computed(part, beside))
+        return out
+
+    def _computed(self, x: Tensor, residual: Tensor) -> Tensor:
         return self._out(self._value(x, mul=self._gate(x, is_gelu=True)), add=residual)
 
 

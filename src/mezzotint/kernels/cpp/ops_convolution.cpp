@@ -2,6 +2,9 @@
 #include <ATen/ops/zeros.h>
 
 #include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
 
 #include "ops.h"
 #include "winograd.h"
@@ -10,13 +13,26 @@ namespace {
 
 constexpr int64_t OUTPUTS = 32, LANES = 16; // channels out and in that are made together
 
+// Memory of so many 32-bit values that a thread works in. It keeps it: what is given back comes again as empty pages.
+float *workspace(int64_t size) {
+  thread_local std::unique_ptr<float, decltype(&std::free)> kept{nullptr, &std::free};
+  thread_local int64_t known = 0;
+  if (known < size) {
+    kept.reset();
+    kept.reset(static_cast<float *>(std::aligned_alloc(64, (size * sizeof(float) + 63) / 64 * 64)));
+    known = kept ? size : 0;
+    TORCH_CHECK(kept, "convolution: no memory for ", size * sizeof(float), " bytes");
+  }
+  return kept.get();
+}
+
 // Whoever is ready takes the next of so many, so that nobody waits for a thread that was held up; each in memory of its
-// own, of so many 32-bit values.
-template <typename Do> void shared_out(int64_t count, int64_t size, const Tensor &like, const Do &run) {
+// thread, of so many 32-bit values.
+template <typename Do> void shared_out(int64_t count, int64_t size, const Do &run) {
   std::atomic<int64_t> next = 0;
   at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), count), 1, [&](int64_t, int64_t) {
-    const Tensor work = buffer(size, at::kFloat, like);
-    for (int64_t at = next++; at < count; at = next++) run(at, work.mutable_data_ptr<float>());
+    float *memory = workspace(size);
+    for (int64_t at = next++; at < count; at = next++) run(at, memory);
   });
 }
 
@@ -48,7 +64,7 @@ Tensor convolution_weights(const Tensor &weight, bool is_doubled, bool is_transf
   const int64_t size = is_expanded ? 16 * weights.channels * OUTPUTS : arranged;
   Tensor made = buffer(panels * size, weight.scalar_type(), weight);
   auto *all = static_cast<char *>(made.mutable_data_ptr());
-  shared_out(panels, is_expanded ? arranged / 2 : 0, weight, [&](int64_t panel, float *work) {
+  shared_out(panels, is_expanded ? arranged / 2 : 0, [&](int64_t panel, float *work) {
     char *to = all + panel * size * item;
     avx512bf16::arrange(weights, panel * OUTPUTS, is_doubled, is_expanded ? static_cast<void *>(work) : to);
     if (is_expanded)
@@ -112,36 +128,39 @@ void convolve(const Tensor &x, const std::optional<Tensor> &scale, const std::op
     return Tiles{row, std::min(row + ROWS, below), column, std::min(column + COLUMNS, end_column)};
   };
   const int64_t size = avx512bf16::convolution_workspace(convolution, block(0), is_doubled);
-  shared_out(across * down, size, x, [&](int64_t at, float *work) {
+  shared_out(across * down, size, [&](int64_t at, float *work) {
     avx512bf16::convolve(convolution, block(at), is_doubled, const_bits(x), bits(y), work);
   });
 }
 
-// Whole pictures in blocks, some of them at a time, so that all they need fits into the caches: of so many tiles if one
+// Whole pictures in blocks, some of them together, so that what they need fits into the caches: of so many tiles, if one
 // picture or band is not more. Each block begins at a multiple of `even` tiles, and all are a multiple of `whole`.
-template <typename Do>
-void some_at_a_time(const Convolution &convolution, int64_t pictures, int64_t step, int64_t even, int64_t whole,
-                    const Do &run) {
-  constexpr int64_t TILES = 256;
+std::vector<Blocks> in_blocks(const Convolution &convolution, int64_t pictures, int64_t step, int64_t even, int64_t whole) {
+  constexpr int64_t FACTORS = 6 << 20; // bytes
   const auto up = [](int64_t count, int64_t to) { return (count + to - 1) / to * to; };
+  const int64_t TILES = std::clamp<int64_t>(FACTORS / (32 * convolution.channels), 64, 256);
   const int64_t rows = (convolution.rows + step - 1) / step, columns = (convolution.columns + step - 1) / step;
-  const int64_t high = std::min(rows, std::max<int64_t>(1, TILES / columns)); // rows of tiles of a block
-  const int64_t bands = (rows + high - 1) / high, per = std::max<int64_t>(1, TILES / up(high * columns, even));
-  for (int64_t begin = 0; begin < pictures * bands; begin += per) {
-    Blocks together{{}, 0};
-    for (int64_t at = begin; at < std::min(begin + per, pictures * bands); at++) {
-      const Tiles tiles{at % bands * high, std::min(at % bands * high + high, rows), 0, columns};
-      together.each.push_back({tiles, at / bands, together.tiles});
-      together.tiles += up(tiles.rows() * columns, even);
-    }
-    together.tiles = up(together.tiles, whole);
-    run(together, begin == 0);
+  const int64_t most = std::min(rows, std::max<int64_t>(1, TILES / columns)); // rows of tiles of a block
+  const int64_t bands = (rows + most - 1) / most, high = (rows + bands - 1) / bands;
+  const int64_t per = std::max<int64_t>(1, TILES / up(high * columns, even));
+  std::vector<Blocks> all;
+  for (int64_t at = 0; at < pictures * bands; at++) {
+    if (at % per == 0) all.push_back({{}, 0});
+    Blocks &together = all.back();
+    const Tiles tiles{at % bands * high, std::min(at % bands * high + high, rows), 0, columns};
+    const int64_t first = together.each.empty() ? 0 : up(together.tiles, even);
+    together.each.push_back({tiles, at / bands, first});
+    together.tiles = first + tiles.rows() * columns;
   }
+  for (Blocks &together : all) together.tiles = up(together.tiles, whole);
+  return all;
 }
 
-// Whole small pictures, with arranged weights. As many tiles at once as leave room for weights in the second cache.
+// Whole small pictures, with arranged weights. A thread makes all factors that it needs, even if another one makes them
+// too: what one thread writes comes slowly to another.
 Tensor convolve_together(const Tensor &x, const Tensor &weights, const Tensor &bias, const std::optional<Tensor> &add,
                          const std::optional<Tensor> &steps, bool is_doubled) {
+  constexpr int64_t WIDE = 2 * OUTPUTS; // channels out that are made together
   const int64_t factor = is_doubled ? 2 : 1;
   TORCH_CHECK(x.dim() == 4, "convolve_together: a channels_last [b c h w]");
   TORCH_CHECK(!steps || !is_doubled, "convolve_together: weights of 8 bits are not doubled");
@@ -150,18 +169,15 @@ Tensor convolve_together(const Tensor &x, const Tensor &weights, const Tensor &b
   const Convolution convolution =
       checked("convolve_together", x, std::nullopt, std::nullopt, weights, bias, add, steps, is_doubled, 9, y);
   if (y.numel() == 0) return y;
-  const int64_t parts = convolution.channels / LANES;
-  Tensor factors;
-  some_at_a_time(convolution, x.size(0), is_doubled ? 1 : 2, 1, 8, [&](const Blocks &blocks, bool is_first) {
-    if (is_first) factors = buffer(avx512bf16::factors_size(convolution, blocks, is_doubled), at::kBFloat16, x);
-    const int64_t size = avx512bf16::blocks_workspace(convolution, blocks, is_doubled);
-    shared_out((int64_t)blocks.each.size() * parts, size, x, [&](int64_t at, float *work) {
-      avx512bf16::factor_block(convolution, blocks, at / parts, at % parts * LANES, is_doubled, const_bits(x),
-                               bits(factors), work);
-    });
-    shared_out(panels_of(convolution.out_channels), size, x, [&](int64_t at, float *work) {
-      avx512bf16::multiply_blocks(convolution, blocks, at * OUTPUTS, is_doubled, const_bits(factors), bits(y), work);
-    });
+  const auto blocks = in_blocks(convolution, x.size(0), is_doubled ? 1 : 2, 1, 8);
+  const int64_t count = (int64_t)blocks.size(), threads = at::get_num_threads();
+  const int64_t panels = (convolution.out_channels + WIDE - 1) / WIDE;
+  const int64_t parts = count >= 4 * threads ? 1 : std::min(panels, threads / std::gcd(count, threads));
+  const int64_t size = avx512bf16::together_workspace(convolution, blocks[0], is_doubled);
+  shared_out(count * parts, size, [&](int64_t at, float *memory) {
+    const int64_t part = at % parts, first = panels * part / parts * WIDE, last = panels * (part + 1) / parts * WIDE;
+    avx512bf16::convolve_together(convolution, blocks[at / parts], first, std::min(last, convolution.out_channels),
+                                  is_doubled, const_bits(x), bits(y), memory);
   });
   return y;
 }
@@ -183,25 +199,23 @@ Tensor convolution_gradient(const Tensor &g, const Tensor &x) {
   const Tensor sums = buffer(avx512bf16::sums_size(map), at::kFloat, x);
   float *all = sums.mutable_data_ptr<float>();
   const int64_t parts = map.channels / LANES, both = parts + above.channels / LANES, panels = panels_of(map.channels);
-  Tensor factors, slopes;
-  some_at_a_time(map, x.size(0), 2, 2, 2, [&](const Blocks &blocks, bool is_first) {
-    if (is_first) {
-      factors = buffer(16 * avx512bf16::gradient_factor_step(map.channels, blocks), at::kBFloat16, x);
-      slopes = buffer(16 * avx512bf16::gradient_factor_step(above.channels, blocks), at::kBFloat16, x);
-    }
-    const int64_t size = avx512bf16::gradient_workspace(blocks);
-    shared_out((int64_t)blocks.each.size() * both, size, x, [&](int64_t at, float *work) {
+  const auto blocks = in_blocks(map, x.size(0), 2, 2, 2);
+  const Tensor factors = buffer(16 * avx512bf16::gradient_factor_step(map.channels, blocks[0]), at::kBFloat16, x);
+  const Tensor slopes = buffer(16 * avx512bf16::gradient_factor_step(above.channels, blocks[0]), at::kBFloat16, x);
+  const int64_t size = avx512bf16::gradient_workspace(blocks[0]);
+  for (const Blocks &some : blocks) {
+    shared_out((int64_t)some.each.size() * both, size, [&](int64_t at, float *memory) {
       const int64_t part = at % both;
       const bool is_above = part >= parts;
-      avx512bf16::factor_gradient(is_above ? above : map, blocks, at / both, (is_above ? part - parts : part) * LANES,
-                                  is_above, const_bits(is_above ? g : x), bits(is_above ? slopes : factors), work);
+      avx512bf16::factor_gradient(is_above ? above : map, some, at / both, (is_above ? part - parts : part) * LANES,
+                                  is_above, const_bits(is_above ? g : x), bits(is_above ? slopes : factors), memory);
     });
-    shared_out(16 * panels, 0, x, [&](int64_t at, float *) {
-      avx512bf16::multiply_gradient(map, blocks, at / panels, at % panels * OUTPUTS, const_bits(slopes),
-                                    const_bits(factors), is_first, all);
+    shared_out(16 * panels, 0, [&](int64_t at, float *) {
+      avx512bf16::multiply_gradient(map, some, at / panels, at % panels * OUTPUTS, const_bits(slopes),
+                                    const_bits(factors), &some == &blocks[0], all);
     });
-  });
-  shared_out(map.out_channels, 0, x,
+  }
+  shared_out(map.out_channels, 0,
              [&](int64_t at, float *) { avx512bf16::finish_gradient(map, at, all, bits(gradient)); });
   return gradient;
 }

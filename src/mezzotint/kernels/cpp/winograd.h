@@ -52,14 +52,11 @@ void transform(const uint16_t *arranged, int64_t channels, uint16_t *transformed
 int64_t convolution_workspace(const Convolution &, const Tiles &, bool is_doubled);
 void convolve(const Convolution &, const Tiles &, bool is_doubled, const uint16_t *x, uint16_t *y, float *work);
 
-// All blocks at once, with arranged weights, which become those of the products on the way: first factors of 16 channels
-// of a picture's block, then 32 channels of all results. 16-bit values of factors, 32-bit values of memory for both.
-int64_t factors_size(const Convolution &, const Blocks &, bool is_doubled);
-int64_t blocks_workspace(const Convolution &, const Blocks &, bool is_doubled);
-void factor_block(const Convolution &, const Blocks &, int64_t block, int64_t channel, bool is_doubled,
-                  const uint16_t *x, uint16_t *factors, float *work);
-void multiply_blocks(const Convolution &, const Blocks &, int64_t channel, bool is_doubled, const uint16_t *factors,
-                     uint16_t *y, float *work);
+// All blocks at once, with arranged weights, which become those of the products on the way: channels [first, last) of the
+// results, `first` a multiple of 64. 32-bit values of memory that it works in.
+int64_t together_workspace(const Convolution &, const Blocks &, bool is_doubled);
+void convolve_together(const Convolution &, const Blocks &, int64_t first, int64_t last, bool is_doubled,
+                       const uint16_t *x, uint16_t *y, float *work);
 
 // Gradients of weights [o c 3 3] from those above, o channels, and the map, c. Every block begins at an even tile. First
 // factors of 16 channels of a block, of either; then sums over all tiles for one product, 32 channels c and all o, of

@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t OUTPUTS = 32; // channels that are made together
 constexpr int64_t CHUNK = 256;  // channels in whose weights of all products are in the cache at once
+constexpr int64_t WIDE = 2;     // 32 channels out that are multiplied by factors while these are in the cache
 
 template <typename Axis> constexpr int PRODUCTS = Axis::FACTORS * Axis::FACTORS;
 
@@ -35,7 +36,7 @@ template <typename Axis> struct Work {
   int64_t size() const { return inputs.size() + PRODUCTS<Axis> * (product_step + factor_step / 2); }
 };
 
-// Where the factors of all blocks and the memory of 32 channels of their products are.
+// The memory of all blocks together: factors of all channels, then weights and products of 64 channels out.
 template <typename Axis> struct Together {
   int64_t channels, tiles;
   explicit Together(const Convolution &convolution, const Blocks &blocks)
@@ -46,7 +47,7 @@ template <typename Axis> struct Together {
   // Factors [chunk][PRODUCTS][tiles][width]: those of the chunk that begins with `channel`.
   int64_t chunk(int64_t channel) const { return PRODUCTS<Axis> * (tiles * channel + channel / CHUNK * 2 * APART); }
   int64_t factors() const { return chunk((channels + CHUNK - 1) / CHUNK * CHUNK); }
-  int64_t workspace() const { return PRODUCTS<Axis> * (product_step() + CHUNK * OUTPUTS / 2); }
+  int64_t size() const { return factors() / 2 + WIDE * PRODUCTS<Axis> * (product_step() + CHUNK * OUTPUTS / 2); }
 };
 
 // Inputs of 16 channels become factors.
@@ -90,13 +91,12 @@ inline void multiply(const uint16_t *factors, int64_t step, int64_t channels, co
   }
 }
 
-// The same of all tiles and products, whose factors are `factor_step` apart, in one chunk of channels.
-template <typename Axis, bool IS_FIRST>
-void multiply_all(const uint16_t *factors, int64_t factor_step, int64_t step, int64_t width, int64_t tiles,
-                  const uint16_t *weights, float *products, int64_t product_step) {
-  for (int64_t k = 0; k < PRODUCTS<Axis>; k++, factors += factor_step, weights += width * OUTPUTS, products += product_step)
-    for (int64_t tile = 0; tile < tiles; tile += GROUP)
-      multiply<IS_FIRST>(factors + tile * step, step, width, weights, products + tile * OUTPUTS);
+// The same of all tiles.
+template <bool IS_FIRST>
+void multiply_all(const uint16_t *factors, int64_t step, int64_t width, int64_t tiles, const uint16_t *weights,
+                  float *products) {
+  for (int64_t tile = 0; tile < tiles; tile += GROUP)
+    multiply<IS_FIRST>(factors + tile * step, step, width, weights, products + tile * OUTPUTS);
 }
 
 // Products of all tiles become 32 channels of outputs, `channel` the first.
@@ -160,9 +160,10 @@ void convolve_by(const Convolution &convolution, const Tiles &block, const uint1
     fetch<Axis>(convolution, block, channel, y);
     for (int64_t first = 0; first < channels; first += CHUNK) {
       const int64_t width = std::min(CHUNK, channels - first);
-      const auto run = first ? multiply_all<Axis, false> : multiply_all<Axis, true>;
-      run(work.factors + first, work.factor_step, channels, width, work.tiles, weights, work.products, work.product_step);
-      weights += PRODUCTS<Axis> * width * OUTPUTS;
+      const auto run = first ? multiply_all<false> : multiply_all<true>;
+      for (int64_t k = 0; k < PRODUCTS<Axis>; k++, weights += width * OUTPUTS)
+        run(work.factors + k * work.factor_step + first, channels, width, work.tiles, weights,
+            work.products + k * work.product_step);
     }
     write<Axis>(convolution, block, channel, work.products, work.product_step, convolution.added, y);
   }
@@ -202,40 +203,61 @@ template <typename T> void expand(const T *taps, int64_t pairs, uint16_t *weight
   }
 }
 
+// Weights of all products of 32 channels out and those in from `first` on, `width` of them.
 template <typename Axis>
-void multiply_blocks_by(const Convolution &convolution, const Blocks &blocks, int64_t channel, const uint16_t *factors,
-                        uint16_t *y, float *products) {
+const uint16_t *weights_of(const Convolution &convolution, int64_t channel, int64_t first, int64_t width,
+                           uint16_t *transformed) {
+  const int64_t at = (channel * convolution.channels + first * OUTPUTS) * 9;
+  const auto *arranged = static_cast<const uint16_t *>(convolution.weights) + at;
+  if (PRODUCTS<Axis> == 9) return arranged;
+  convolution.steps ? expand(static_cast<const int8_t *>(convolution.weights) + at, width / 2, transformed)
+                    : expand(arranged, width / 2, transformed);
+  return transformed;
+}
+
+// Results [channel, channel + 64) of all blocks.
+template <typename Axis>
+void multiply_blocks(const Convolution &convolution, const Blocks &blocks, int64_t channel, const uint16_t *factors,
+                     uint16_t *y, float *products) {
   const Together<Axis> all(convolution, blocks);
-  auto *transformed = reinterpret_cast<uint16_t *>(products + PRODUCTS<Axis> * all.product_step());
-  const int64_t panel = channel * 9 * convolution.channels;
-  const auto *arranged = static_cast<const uint16_t *>(convolution.weights) + panel;
-  const auto *bytes = convolution.steps ? static_cast<const int8_t *>(convolution.weights) + panel : nullptr;
+  const int64_t wide = std::min(WIDE, (convolution.out_channels - channel + OUTPUTS - 1) / OUTPUTS);
+  const int64_t panel = PRODUCTS<Axis> * all.product_step();
+  auto *transformed = reinterpret_cast<uint16_t *>(products + WIDE * panel);
   for (int64_t first = 0; first < convolution.channels; first += CHUNK) {
-    const int64_t width = all.width(first);
-    const uint16_t *weights = arranged + first * 9 * OUTPUTS;
-    if (PRODUCTS<Axis> == 16) {
-      bytes ? expand(bytes + first * 9 * OUTPUTS, width / 2, transformed) : expand(weights, width / 2, transformed);
-      weights = transformed;
-    }
-    const auto run = first ? multiply_all<Axis, false> : multiply_all<Axis, true>;
-    run(factors + all.chunk(first), all.factor_step(first), width, width, blocks.tiles, weights, products,
-        all.product_step());
+    const int64_t width = all.width(first), size = width * OUTPUTS;
+    const auto run = first ? multiply_all<false> : multiply_all<true>;
+    const uint16_t *weights[WIDE];
+    for (int64_t p = 0; p < wide; p++)
+      weights[p] = weights_of<Axis>(convolution, channel + p * OUTPUTS, first, width, transformed + p * PRODUCTS<Axis> * size);
+    const uint16_t *from = factors + all.chunk(first);
+    for (int64_t k = 0; k < PRODUCTS<Axis>; k++, from += all.factor_step(first))
+      for (int64_t p = 0; p < wide; p++)
+        run(from, width, width, blocks.tiles, weights[p] + k * size, products + p * panel + k * all.product_step());
   }
   const int64_t size = 4 / Axis::STEP / Axis::STEP * convolution.rows * convolution.columns * convolution.out_channels;
-  for (const auto &[tiles, picture, at] : blocks.each)
-    write<Axis>(convolution, tiles, channel, products + at * OUTPUTS, all.product_step(),
-                convolution.added ? convolution.added + picture * size : nullptr, y + picture * size);
+  for (int64_t p = 0; p < wide; p++)
+    for (const auto &[tiles, picture, at] : blocks.each)
+      write<Axis>(convolution, tiles, channel + p * OUTPUTS, products + p * panel + at * OUTPUTS, all.product_step(),
+                  convolution.added ? convolution.added + picture * size : nullptr, y + picture * size);
 }
 
 template <typename Axis>
-void factor_block_by(const Convolution &convolution, const Blocks &blocks, int64_t block, int64_t channel,
-                     const uint16_t *x, uint16_t *factors, float *memory) {
+void convolve_together_by(const Convolution &convolution, const Blocks &blocks, int64_t first, int64_t last,
+                          const uint16_t *x, uint16_t *y, float *memory) {
   const Together<Axis> all(convolution, blocks);
-  const auto &[tiles, picture, at] = blocks.each[block];
-  const Inputs<Axis> inputs(tiles, memory);
-  const int64_t first = channel / CHUNK * CHUNK, width = all.width(first);
-  read<Axis>(convolution, tiles, x + picture * convolution.rows * convolution.columns * convolution.channels, channel, inputs);
-  factor<Axis>(tiles, inputs, factors + all.chunk(first) + at * width + channel - first, width, all.factor_step(first));
+  auto *factors = reinterpret_cast<uint16_t *>(memory);
+  float *products = memory + all.factors() / 2;
+  const int64_t size = convolution.rows * convolution.columns * convolution.channels;
+  for (const auto &[tiles, picture, at] : blocks.each) {
+    const Inputs<Axis> inputs(tiles, products); // whose memory is not needed yet
+    for (int64_t channel = 0; channel < convolution.channels; channel += LANES) {
+      const int64_t begin = channel / CHUNK * CHUNK, width = all.width(begin);
+      read<Axis>(convolution, tiles, x + picture * size, channel, inputs);
+      factor<Axis>(tiles, inputs, factors + all.chunk(begin) + at * width + channel - begin, width, all.factor_step(begin));
+    }
+  }
+  for (int64_t channel = first; channel < last; channel += WIDE * OUTPUTS)
+    multiply_blocks<Axis>(convolution, blocks, channel, factors, y, products);
 }
 
 inline float widened(uint16_t x) {
@@ -299,29 +321,14 @@ void convolve(const Convolution &convolution, const Tiles &block, bool is_double
   is_doubled ? convolve_by<Doubled>(convolution, block, x, y, work) : convolve_by<Pairs>(convolution, block, x, y, work);
 }
 
-int64_t factors_size(const Convolution &convolution, const Blocks &blocks, bool is_doubled) {
-  return is_doubled ? Together<Doubled>(convolution, blocks).factors() : Together<Pairs>(convolution, blocks).factors();
+int64_t together_workspace(const Convolution &convolution, const Blocks &blocks, bool is_doubled) {
+  return is_doubled ? Together<Doubled>(convolution, blocks).size() : Together<Pairs>(convolution, blocks).size();
 }
 
-int64_t blocks_workspace(const Convolution &convolution, const Blocks &blocks, bool is_doubled) {
-  int64_t most = is_doubled ? Together<Doubled>(convolution, blocks).workspace()
-                            : Together<Pairs>(convolution, blocks).workspace();
-  for (const auto &block : blocks.each)
-    most = std::max(most, is_doubled ? Inputs<Doubled>(block.tiles, nullptr).size()
-                                     : Inputs<Pairs>(block.tiles, nullptr).size());
-  return most;
-}
-
-void factor_block(const Convolution &convolution, const Blocks &blocks, int64_t block, int64_t channel, bool is_doubled,
-                  const uint16_t *x, uint16_t *factors, float *work) {
-  const auto run = is_doubled ? factor_block_by<Doubled> : factor_block_by<Pairs>;
-  run(convolution, blocks, block, channel, x, factors, work);
-}
-
-void multiply_blocks(const Convolution &convolution, const Blocks &blocks, int64_t channel, bool is_doubled,
-                     const uint16_t *factors, uint16_t *y, float *work) {
-  const auto run = is_doubled ? multiply_blocks_by<Doubled> : multiply_blocks_by<Pairs>;
-  run(convolution, blocks, channel, factors, y, work);
+void convolve_together(const Convolution &convolution, const Blocks &blocks, int64_t first, int64_t last, bool is_doubled,
+                       const uint16_t *x, uint16_t *y, float *work) {
+  const auto run = is_doubled ? convolve_together_by<Doubled> : convolve_together_by<Pairs>;
+  run(convolution, blocks, first, last, x, y, work);
 }
 
 } // namespace mezzotint::avx512bf16
