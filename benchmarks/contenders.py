@@ -212,7 +212,7 @@ class Ours:
 
         torch.set_num_threads(asked.threads)
         self.torch, self.asked, self.mezzotint = torch, asked, mezzotint
-        self.system = mezzotint.load(asked.folder, dtype=asked.dtype)
+        self.system = mezzotint.load(asked.folder, dtype=asked.dtype, weights=asked.flags or "auto")
         self.system.unet.register_forward_pre_hook(begins)
 
     inputs = Diffusers.inputs
@@ -327,7 +327,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--parts", default="unet,decode,picture", type=lambda text: text.split(","))
-    parser.add_argument("--flags", default="", help="of stable-diffusion.cpp")
+    parser.add_argument("--flags", default="", help="of stable-diffusion.cpp; our weights")
     asked = parser.parse_args()
     if asked.kind == "sdcpp":
         serve(asked)

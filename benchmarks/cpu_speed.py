@@ -52,7 +52,7 @@ class Contender(NamedTuple):
     kind: str
     dtype: str
     variables: tuple[tuple[str, str], ...] = ()
-    flags: str = ""  # of stable-diffusion.cpp
+    flags: str = ""  # of stable-diffusion.cpp; our weights
     limit: float = 3e-2  # relative difference of the output from the reference's
 
 
@@ -64,6 +64,7 @@ CONTENDERS = {
     "stable-diffusion.cpp": Contender("sdcpp", "f16"),
     "ours float32": Contender("ours", "float32", limit=2e-5),
     "ours": Contender("ours", "bfloat16"),
+    "ours w8a8": Contender("ours", "bfloat16", flags="w8a8", limit=0.1),
     "ours without compiler": Contender("ours", "bfloat16", (("MEZZOTINT_KERNELS", "packed"),)),
     "ours plain": Contender("ours", "bfloat16", (("MEZZOTINT_KERNELS", "torch"),)),
 }

@@ -18,6 +18,7 @@ case $table in
 sd15-step) run --parts unet,decode --rounds 3 --contenders "$sixteen,diffusers float32" ;;                # 5 minutes
 sd15-picture) run --parts picture --pictures 1 --contenders "$sixteen" ;;                                 # 6
 sd15-slow) run --parts picture --pictures 1 --contenders "ours,diffusers float32,stable-diffusion.cpp" ;; # 11
+sd15-w8a8) run --parts picture --pictures 1 --contenders "ours,ours w8a8" ;;                              # 2
 sd15-cold) run --parts cold --rounds 3 --contenders "ours,diffusers bfloat16,OpenVINO" ;;                 # 2
 sd15-avx2) run --isa avx2 --parts unet,decode,picture --steps 5 --pictures 1 --rounds 3 \
     --contenders "ours float32,diffusers float32" ;;                                                      # 5

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mezzotint.kernels import unet as packed_unet
 from mezzotint.kernels.choices import NATIVE, PACKED, KernelSet
 from mezzotint.kernels.execution import Execution
 from mezzotint.kernels.memory import Memory
 from mezzotint.kernels.packed import phases
 from mezzotint.kernels.unet import FastUNet
 from mezzotint.kernels.workshop import Workshop
-from mezzotint.models.attention import Attention
+from mezzotint.models.attention import Attention, FeedForward
 from mezzotint.models.unet import Conditioning, UNet, UNetConfig
 from models.oracles import relative
 from models.test_unet import CONFIGS, SD1, SIZES, conditioned
@@ -248,3 +249,29 @@ def test_with_a_memory_the_middle_runs_at_some_queries_only(generator: torch.Gen
     alone = Conditioning(context=None if cond.context is None else cond.context[:1])
     fast(x, t, prepared, memory)
     assert relative(fast(x[:1], t[:1], fast.prepare(alone), memory), whole[:1]) < TOLERANCE  # one row of two
+
+
+@torch.no_grad()
+def test_a_feed_forward_of_many_positions_goes_in_parts(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch):
+    """Whatever the number of positions; another residual would be seen."""
+    monkeypatch.setattr(packed_unet, "LEAST", 5)
+    module = FeedForward(8)
+    fast = packed_unet._FeedForward(module, Workshop(PACKED))  # pyright: ignore[reportPrivateUsage]  # a part of its network
+    for positions, parts in ((4, 1), (11, 4), (37, 13)):
+        monkeypatch.setattr(packed_unet, "AT_ONCE", 160)
+        x, residual = (torch.randn(2, positions, 8, generator=generator) for _ in range(2))
+        expected = residual + module(x)
+        seen: list[int] = []
+        computed = fast._computed  # pyright: ignore[reportPrivateUsage]
+
+        def counted(x: Tensor, residual: Tensor, seen: list[int] = seen, computed: Any = computed) -> Tensor:
+            seen.append(len(x))
+            return computed(x, residual)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fast, "_computed", counted)
+            found = fast(x, residual)
+        assert found.shape == x.shape
+        assert relative(found, expected) < TOLERANCE
+        assert len(seen) == parts
+        assert relative(fast(x, residual.flip(1)), expected) > 0.1

@@ -32,7 +32,7 @@ from mezzotint.models.unet import Block, Conditioning, Middle, Prepared, UNet, t
 
 REMEMBERED_TIMESTEPS = 256
 LAST_BLOCKS = 2  # that run at every query even if the rest is remembered
-AT_ONCE = 1 << 21  # numbers inside a feed-forward
+AT_ONCE, LEAST = 1 << 21, 1024  # numbers inside a feed-forward; positions that are worth reading its weights for
 
 
 class Told(NamedTuple):
@@ -350,7 +350,8 @@ class _FeedForward:
     def __call__(self, x: Float[Tensor, "b l c"], residual: Float[Tensor, "b l c"]) -> Float[Tensor, "b l c"]:
         if not self._is_known:
             return residual + self._module(x)
-        parts = x.shape[0] * x.shape[1] * self._inner // AT_ONCE
+        positions = x.shape[0] * x.shape[1]
+        parts = min(positions * self._inner // AT_ONCE, positions // LEAST)
         if parts < 2:
             return self._computed(x, residual)
         out = torch.empty_like(residual, memory_format=torch.contiguous_format)

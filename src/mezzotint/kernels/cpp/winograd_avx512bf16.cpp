@@ -5,8 +5,8 @@
 // and are rounded once. Each of them has its own matrix of weights; sums and differences of the products are the outputs.
 //
 // There are two orders. Large maps: a block of tiles is finished before the next begins, so that all of this stays in the
-// second cache; weights are transformed once and kept. Many channels and few tiles: all tiles are multiplied by the
-// weights of 32 channels before the next, so that weights, which are most of the memory here, are read once; they are
+// second cache; weights are transformed once and kept. Many channels and few tiles: many tiles are multiplied by the
+// weights of 64 channels before the next, so that weights, which are most of the memory here, are read once; they are
 // kept as nine taps and become those of 16 products in the cache.
 //
 // Source: Lavin and Gray 2015, arXiv:1509.09308.
