@@ -16,6 +16,7 @@ from PIL import Image
 
 from cli.conftest import Command, refuses
 from mezzotint.images import read_metadata
+from mezzotint.kernels import native
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -98,6 +99,14 @@ def test_samplers_finds_other_programs_names(mezzotint: Command) -> None:
 
 def test_doctor_names_the_chosen_dtype(mezzotint: Command) -> None:
     assert json.loads(mezzotint("doctor", "--json").out)["dtype chosen by auto"] in {"float32", "bfloat16"}
+
+
+def test_doctors_own_work_is_not_other_work(mezzotint: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = [0.0]
+    monkeypatch.setattr(os, "getloadavg", lambda: (loads[0], 0.0, 0.0))
+    monkeypatch.setattr(native, "build", lambda: loads.insert(0, 64.0))
+    assert "other work" not in mezzotint("doctor", "--build", "--json").out
+    assert "other work keeps 64.0" in mezzotint("doctor", "--json").out
 
 
 REFUSED = [

@@ -27,11 +27,12 @@ def doctor(
 
     Example: mezzotint doctor --json
     """
+    load = _load()  # without the work of what comes now
     if build:
         from mezzotint.kernels import native
 
         native.build()
-    findings, warnings = examine(retime=retime)
+    findings, warnings = examine(retime=retime, load=load)
     if json:
         print_json({**findings, "warnings": warnings})
         return
@@ -40,7 +41,7 @@ def doctor(
         warn(warning)
 
 
-def examine(*, retime: bool = False) -> tuple[dict[str, object], list[str]]:
+def examine(*, retime: bool = False, load: float | None = None) -> tuple[dict[str, object], list[str]]:
     """What `doctor` reports, as data, and what would slow this machine down."""
     import torch
 
@@ -49,7 +50,7 @@ def examine(*, retime: bool = False) -> tuple[dict[str, object], list[str]]:
     from mezzotint.pipeline.system import preferred_dtype
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    load = _load() if load is None else load
     free = _memory_available()
     warnings: list[str] = []
     forced = os.environ.get(policy.VARIABLE, "auto") != "auto"
@@ -109,6 +110,11 @@ def _processor() -> str:
 
 def _cpu_flags() -> set[str]:
     return set(_cpuinfo("flags").split())
+
+
+def _load() -> float:
+    """Processes that ran, on average over the last minute."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def _memory_available() -> int | None:
