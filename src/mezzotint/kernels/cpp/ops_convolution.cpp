@@ -191,32 +191,23 @@ Tensor convolution_gradient(const Tensor &g, const Tensor &x) {
                   x.size(2) == g.size(2) && x.size(3) == g.size(3) && x.size(1) % LANES == 0 && g.size(1) % LANES == 0,
               "convolution_gradient: bfloat16 maps of one size, channels multiples of 16 (found ", g.sizes(), " and ",
               x.sizes(), ")");
-  Convolution map{}, above{};
+  Convolution map{};
   map.channels = x.size(1), map.rows = x.size(2), map.columns = x.size(3), map.out_channels = g.size(1);
-  above.channels = g.size(1), above.rows = x.size(2), above.columns = x.size(3);
   Tensor gradient = at::zeros({g.size(1), x.size(1), 3, 3}, x.options().memory_format(std::nullopt));
   if (x.numel() == 0) return gradient;
-  const Tensor sums = buffer(avx512bf16::sums_size(map), at::kFloat, x);
-  float *all = sums.mutable_data_ptr<float>();
-  const int64_t parts = map.channels / LANES, both = parts + above.channels / LANES, panels = panels_of(map.channels);
+  const Tensor memory = buffer(avx512bf16::sums_size(map), at::kFloat, x);
+  float *sums = memory.mutable_data_ptr<float>();
   const auto blocks = in_blocks(map, x.size(0), 2, 2, 2);
-  const Tensor factors = buffer(16 * avx512bf16::gradient_factor_step(map.channels, blocks[0]), at::kBFloat16, x);
-  const Tensor slopes = buffer(16 * avx512bf16::gradient_factor_step(above.channels, blocks[0]), at::kBFloat16, x);
-  const int64_t size = avx512bf16::gradient_workspace(blocks[0]);
-  for (const Blocks &some : blocks) {
-    shared_out((int64_t)some.each.size() * both, size, [&](int64_t at, float *memory) {
-      const int64_t part = at % both;
-      const bool is_above = part >= parts;
-      avx512bf16::factor_gradient(is_above ? above : map, some, at / both, (is_above ? part - parts : part) * LANES,
-                                  is_above, const_bits(is_above ? g : x), bits(is_above ? slopes : factors), memory);
-    });
-    shared_out(16 * panels, 0, [&](int64_t at, float *) {
-      avx512bf16::multiply_gradient(map, some, at / panels, at % panels * OUTPUTS, const_bits(slopes),
-                                    const_bits(factors), &some == &blocks[0], all);
-    });
-  }
-  shared_out(map.out_channels, 0,
-             [&](int64_t at, float *) { avx512bf16::finish_gradient(map, at, all, bits(gradient)); });
+  const int64_t units = map.out_channels / LANES, parts = std::min<int64_t>(at::get_num_threads(), units);
+  const int64_t size = avx512bf16::gradient_workspace(map, blocks[0], (units + parts - 1) / parts * LANES);
+  shared_out(parts, size, [&](int64_t part, float *work) { // as above, a thread makes all factors that it needs
+    const int64_t first = units * part / parts * LANES, last = units * (part + 1) / parts * LANES;
+    for (const Blocks &some : blocks)
+      avx512bf16::add_gradient(map, some, first, last, const_bits(x), const_bits(g), &some == &blocks[0], sums, work);
+  });
+  shared_out(map.out_channels, 0, [&](int64_t at, float *) {
+    avx512bf16::finish_gradient(map, at, sums, bits(gradient));
+  });
   return gradient;
 }
 

@@ -58,16 +58,13 @@ int64_t together_workspace(const Convolution &, const Blocks &, bool is_doubled)
 void convolve_together(const Convolution &, const Blocks &, int64_t first, int64_t last, bool is_doubled,
                        const uint16_t *x, uint16_t *y, float *work);
 
-// Gradients of weights [o c 3 3] from those above, o channels, and the map, c. Every block begins at an even tile. First
-// factors of 16 channels of a block, of either; then sums over all tiles for one product, 32 channels c and all o, of
-// 32-bit values, added up over calls; then, of an output channel, what they say of the taps.
-int64_t gradient_factor_step(int64_t channels, const Blocks &); // 16-bit values, of each product
-int64_t gradient_workspace(const Blocks &);
-void factor_gradient(const Convolution &, const Blocks &, int64_t block, int64_t channel, bool is_above,
-                     const uint16_t *x, uint16_t *factors, float *work);
+// Gradients of weights [o c 3 3] from a map of c channels and those above, of o: first what some blocks, each of which
+// begins at an even tile, add to the sums over tiles of all products, for channels [first, last) above, in `work` of so
+// many 32-bit values; then, of an output channel, what the sums say of the taps.
+int64_t gradient_workspace(const Convolution &, const Blocks &, int64_t out_channels);
+void add_gradient(const Convolution &, const Blocks &, int64_t first, int64_t last, const uint16_t *x,
+                  const uint16_t *above, bool is_first, float *sums, float *work);
 int64_t sums_size(const Convolution &);
-void multiply_gradient(const Convolution &, const Blocks &, int64_t product, int64_t channel, const uint16_t *above,
-                       const uint16_t *factors, bool is_first, float *sums);
 void finish_gradient(const Convolution &, int64_t out_channel, const float *sums, uint16_t *gradient);
 } // namespace avx512bf16
 } // namespace mezzotint

@@ -26,15 +26,26 @@ void taps(const Floats *u, int stride, Floats *g, int to) {
   g[0] = u[0] + (b + c) * half, g[to] = (b - c) * half, g[2 * to] = (b + c) * half + u[3 * stride];
 }
 
-// Factors [PRODUCTS][tiles / 2][channels][2] of 16 channels of a block, whose first tile is an even one.
+// The memory of some blocks: factors of all channels in, [PRODUCTS][tiles / 2][channels][2], those of the gradients above
+// of some channels out, and inputs of a block's tiles.
+struct Memory {
+  int64_t factor_step, slope_step; // from one product to the next
+  uint16_t *factors, *slopes;
+  float *inputs;
+  Memory(const Blocks &blocks, int64_t channels, int64_t out_channels, float *memory)
+      : factor_step(blocks.tiles * channels + 2 * APART), slope_step(blocks.tiles * out_channels + 2 * APART),
+        factors(reinterpret_cast<uint16_t *>(memory)), slopes(factors + PRODUCTS * factor_step),
+        inputs(reinterpret_cast<float *>(slopes + PRODUCTS * slope_step)) {}
+};
+
+// Factors of 16 channels of a block, whose first tile is an even one, among `width` channels that begin at `to`.
 template <typename Axis>
-void factor(const Convolution &map, const Tiles &tiles, int64_t first, int64_t step, int64_t channel, const uint16_t *x,
-            uint16_t *factors, float *memory) {
+void factor(const Convolution &map, const Tiles &tiles, const uint16_t *x, int64_t channel, float *memory, int64_t width,
+            int64_t step, uint16_t *to) {
   const Inputs<Axis> inputs(tiles, memory);
   read<Axis>(map, tiles, x, channel, inputs);
   const int64_t count = tiles.rows() * tiles.columns();
-  uint16_t *to = factors + (first * map.channels + 2 * channel);
-  for (int64_t at = 0; at < count; at += 2, to += 2 * map.channels) {
+  for (int64_t at = 0; at < count; at += 2, to += 2 * width) {
     Floats even[PRODUCTS], odd[PRODUCTS] = {};
     const auto place = [&](int64_t tile) {
       return inputs.data + (tile / tiles.columns() * inputs.columns + tile % tiles.columns()) * Axis::STEP * LANES;
@@ -77,31 +88,35 @@ inline void multiply(const uint16_t *above, int64_t out_channels, const uint16_t
 
 } // namespace
 
-int64_t gradient_factor_step(int64_t channels, const Blocks &blocks) { return blocks.tiles * channels + 2 * APART; }
-
-int64_t gradient_workspace(const Blocks &blocks) {
+int64_t gradient_workspace(const Convolution &map, const Blocks &blocks, int64_t out_channels) {
   int64_t most = 0;
   for (const auto &block : blocks.each) most = std::max(most, Inputs<Pairs>(block.tiles, nullptr).size());
-  return most;
+  const Memory memory(blocks, map.channels, out_channels, nullptr);
+  return PRODUCTS / 2 * (memory.factor_step + memory.slope_step) + most;
 }
 
-void factor_gradient(const Convolution &map, const Blocks &blocks, int64_t block, int64_t channel, bool is_above,
-                     const uint16_t *x, uint16_t *factors, float *work) {
-  const auto &[tiles, picture, first] = blocks.each[block];
-  const auto run = is_above ? factor<Outputs> : factor<Pairs>;
-  run(map, tiles, first, gradient_factor_step(map.channels, blocks), channel,
-      x + picture * map.rows * map.columns * map.channels, factors, work);
-}
-
-void multiply_gradient(const Convolution &map, const Blocks &blocks, int64_t product, int64_t channel,
-                       const uint16_t *above, const uint16_t *factors, bool is_first, float *sums) {
-  const int64_t channels = map.channels, out_channels = map.out_channels;
-  above += product * gradient_factor_step(out_channels, blocks);
-  factors += product * gradient_factor_step(channels, blocks) + 2 * channel;
-  sums += product * (channels * out_channels + APART) + channel;
-  const auto run = channel + COLUMNS <= channels ? multiply<true> : multiply<false>;
-  for (int64_t o = 0; o < out_channels; o += GROUP)
-    run(above + 2 * o, out_channels, factors, channels, blocks.tiles / 2, is_first, sums + o * channels);
+void add_gradient(const Convolution &map, const Blocks &blocks, int64_t first, int64_t last, const uint16_t *x,
+                  const uint16_t *above, bool is_first, float *sums, float *work) {
+  const int64_t channels = map.channels, count = last - first, positions = map.rows * map.columns;
+  const Memory memory(blocks, channels, count, work);
+  Convolution result = map;
+  result.channels = map.out_channels;
+  for (const auto &[tiles, picture, at] : blocks.each) {
+    for (int64_t c = 0; c < channels; c += LANES)
+      factor<Pairs>(map, tiles, x + picture * positions * channels, c, memory.inputs, channels, memory.factor_step,
+                    memory.factors + at * channels + 2 * c);
+    for (int64_t o = 0; o < count; o += LANES)
+      factor<Outputs>(result, tiles, above + picture * positions * map.out_channels, first + o, memory.inputs, count,
+                      memory.slope_step, memory.slopes + at * count + 2 * o);
+  }
+  for (int64_t k = 0; k < PRODUCTS; k++)
+    for (int64_t c = 0; c < channels; c += COLUMNS) {
+      const auto run = c + COLUMNS <= channels ? multiply<true> : multiply<false>;
+      float *to = sums + k * (channels * map.out_channels + APART) + first * channels + c;
+      for (int64_t o = 0; o < count; o += GROUP)
+        run(memory.slopes + k * memory.slope_step + 2 * o, count, memory.factors + k * memory.factor_step + 2 * c,
+            channels, blocks.tiles / 2, is_first, to + o * channels);
+    }
 }
 
 int64_t sums_size(const Convolution &map) { return PRODUCTS * (map.channels * map.out_channels + APART); }
