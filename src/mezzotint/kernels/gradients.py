@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mezzotint.kernels import native
-from mezzotint.kernels.packed import phases
+from mezzotint.kernels.packed import doubled, phases
 
 _ops: Any = torch.ops.mezzotint  # Any: torch leaves its operators untyped
 
@@ -87,7 +87,7 @@ def pointwise(x: Float[Tensor, "b c h w"], module: nn.Conv2d) -> Float[Tensor, "
 
 def interleaved(four: Float[Tensor, "b 4o h1 w1"]) -> Float[Tensor, "b o 2h 2w"]:
     """The four phases of a 2x2 convolution with padding 1 (`packed.phases`) as one map of twice the size."""
-    return _apply(_Interleave, four.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return _apply(_Interleave, four)
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -200,23 +200,17 @@ class _SmallConvolution(torch.autograd.Function):
 
 class _Interleave(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, four: Tensor) -> Tensor:  # [b h+1 w+1 4o]
-        b, h, w, o = four.shape[0], four.shape[1] - 1, four.shape[2] - 1, four.shape[3] // 4
-        out = four.new_empty(b, h, 2, w, 2, o)
-        for phase in range(4):
-            i, j = divmod(phase, 2)
-            out[:, :, i, :, j] = four[:, i : i + h, j : j + w, phase * o : (phase + 1) * o]
-        return out.view(b, 2 * h, 2 * w, o)
+    def forward(ctx: Any, four: Tensor) -> Tensor:
+        return doubled(four)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator hides its names
-        b, h, w, o = grads[0].shape[0], grads[0].shape[1] // 2, grads[0].shape[2] // 2, grads[0].shape[3]
-        g = grads[0].reshape(b, h, 2, w, 2, o)
-        four = g.new_zeros(b, h + 1, w + 1, 4 * o)
+        b, o, h, w = grads[0].shape[0], grads[0].shape[1], grads[0].shape[2] // 2, grads[0].shape[3] // 2
+        four = grads[0].new_zeros(b, h + 1, w + 1, 4 * o).permute(0, 3, 1, 2)
         for phase in range(4):
             i, j = divmod(phase, 2)
-            four[:, i : i + h, j : j + w, phase * o : (phase + 1) * o] = g[:, :, i, :, j]
+            four[:, phase * o : (phase + 1) * o, i : i + h, j : j + w] = grads[0][:, :, i::2, j::2]
         return four
 
 

@@ -293,7 +293,8 @@ def convolution_weights(
 ) -> Tensor:
     """Weights in the order in which `convolve_together` reads them; transformed, `convolve`: 16 / 9 of the size.
 
-    Turned: of the convolution from o to c channels that is the gradient of this one.
+    Turned: of the convolution from o to c channels that is the gradient of this one. bfloat16, or int8 if neither
+    doubled nor transformed; o and c are multiples of 16.
     Source: Lavin and Gray 2015, arXiv:1509.09308.
     """
     return _ops.convolution_weights(weight, is_doubled, is_transformed, is_turned)
@@ -316,7 +317,10 @@ def convolve_together(
 
 
 def convolution_gradient(g: Float[Tensor, "b o h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "o c 3 3"]:
-    """The gradient of the weights of a 3x3 convolution of x from that of its result; summed in float32."""
+    """The gradient of the weights of a 3x3 convolution of x from that of its result; summed in float32.
+
+    Both are bfloat16, channels_last, of channels that are multiples of 16.
+    """
     return _ops.convolution_gradient(g, x)
 
 

@@ -124,20 +124,6 @@ class PackedConvolution:
         return self._packed
 
 
-class PackedDouble:
-    """A 3x3 convolution behind a nearest upsampling, as a 2x2 one before it: `packed` makes its four phases."""
-
-    def __init__(self, packed: PackedConvolution) -> None:
-        self._packed = packed
-
-    def __call__(self, x: Tensor, *, bias: Tensor | None = None, add: Tensor | None = None) -> Tensor:
-        four = self._packed(x, bias=None if bias is None else bias.repeat(4))
-        b, o, h, w = four.shape[0], four.shape[1] // 4, 2 * x.shape[2], 2 * x.shape[3]
-        out = torch.empty((b, o, h, w), dtype=x.dtype, memory_format=torch.channels_last)
-        spread(four, out)
-        return out if add is None else out + add
-
-
 class PlainLinear:
     """Modules of one input side by side as torch runs them: also those that something was attached to."""
 
@@ -217,8 +203,16 @@ def phases(module: nn.Conv2d) -> Weights:
     return Weights(torch.cat(taps), bias)
 
 
+def doubled(four: Float[Tensor, "b 4o h1 w1"]) -> Float[Tensor, "b o 2h 2w"]:
+    """What a 2x2 convolution with padding 1 by the weights of `phases` makes, as the map of twice the size."""
+    b, o, h, w = four.shape[0], four.shape[1] // 4, four.shape[2] - 1, four.shape[3] - 1
+    out = torch.empty((b, o, 2 * h, 2 * w), dtype=four.dtype, memory_format=torch.channels_last)
+    spread(four, out)
+    return out
+
+
 def spread(four: Float[Tensor, "b 4o h1 w1"], to: Float[Tensor, "b o 2h 2w"]) -> None:
-    """What a 2x2 convolution with padding 1 by the weights of `phases` makes, where it belongs."""
+    """`doubled` into memory that is there."""
     _, channels, rows, columns = to.shape
     for phase in range(4):
         p, r = divmod(phase, 2)  # which of two rows and columns these outputs are

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import cast
 from weakref import WeakValueDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from mezzotint.kernels import native
 from mezzotint.kernels.choices import KernelSet
@@ -16,12 +16,12 @@ from mezzotint.kernels.packed import (
     Convolution,
     Linear,
     PackedConvolution,
-    PackedDouble,
     PackedLinear,
     PlainConvolution,
     PlainLinear,
     PlainPart,
     Weights,
+    doubled,
     part,
     phases,
     side_by_side,
@@ -84,11 +84,12 @@ class Workshop:
             (False, id(module)), lambda: Weights(module.weight, module.bias), module, padding
         )
 
-    def doubled(self, module: nn.Conv2d) -> Convolution:
-        """A 3x3 convolution of the nearest upsampling of a map."""
+    def doubled(self, module: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+        """A 3x3 convolution of the nearest upsampling of a map; a 2x2 one before it, if there is no better."""
         if self._is_winograd(module) and self.kernels.weights == "packed":
             return self._winograd(module, is_doubled=True)
-        return PackedDouble(self._packed_convolution((True, id(module)), lambda: phases(module), module, (1, 1)))
+        packed = self._packed_convolution((True, id(module)), lambda: phases(module), module, (1, 1))
+        return lambda x: doubled(packed(x))
 
     def _is_winograd(self, module: nn.Conv2d) -> bool:
         return self.kernels.convolution == "winograd" and self.kernels.weights != "plain" and native.convolves(module)

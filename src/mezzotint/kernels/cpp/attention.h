@@ -1,4 +1,4 @@
-// What ops.cpp asks of the attention kernels. No torch here: the objects behind are compiled for a newer processor than
+// What ops_attention.cpp asks of the attention kernels. No torch here: the objects behind are compiled for a newer processor than
 // the rest, and an inline function of torch's headers compiled for it could be linked into the rest.
 #pragma once
 #include <cstdint>

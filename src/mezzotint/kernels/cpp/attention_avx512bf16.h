@@ -1,13 +1,12 @@
-// What attention forward and backward share, for processors that multiply pairs of bfloat16 (vdpbf16ps): the
-// exponential, a register tile of a product, and tiles of rows turned into lanes and back.
+// What attention forward and backward share, for processors that multiply pairs of bfloat16 (vdpbf16ps): a register tile
+// of a product, and tiles of rows turned into lanes and back.
 #pragma once
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "attention.h"
+#include "numbers_avx512bf16.h"
 
 namespace mezzotint::avx512bf16 {
 namespace { // each object has its own: none may be linked into what an older processor runs
@@ -15,27 +14,11 @@ namespace { // each object has its own: none may be linked into what an older pr
 constexpr int64_t BLOCK = 128; // keys per block: keys, values and probabilities stay in the first cache
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// 2^x to 8e-5, a twenty-fifth of what rounding to bfloat16 loses; 0 for -inf, inf from 128 on.
-inline __m512 exp2(__m512 x) {
-  const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); // [0, 1)
-  __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0.07802452f), f, _mm512_set1_ps(0.22606716f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69583353f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99992522f));
-  return _mm512_scalef_ps(p, x);
-}
-
 inline __m512bh pairs(const void *p) { return (__m512bh)_mm512_load_si512(p); }
 inline __m512bh broadcast(const uint16_t *p) {
   int32_t pair;
   std::memcpy(&pair, p, 4);
   return (__m512bh)_mm512_set1_epi32(pair);
-}
-
-// Two vectors of float32 as one of 16-bit pairs: lane i holds (even[i], odd[i]).
-inline __m512i paired(__m512 even, __m512 odd) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
-                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
 
 // a[r][c] += the product of 8 rows of pairs, each value broadcast, and V vectors of pairs. Row r's pair j is at

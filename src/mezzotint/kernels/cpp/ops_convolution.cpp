@@ -136,13 +136,13 @@ void convolve(const Tensor &x, const std::optional<Tensor> &scale, const std::op
 // Whole pictures in blocks, some of them together, so that what they need fits into the caches: of so many tiles, if one
 // picture or band is not more. Each block begins at a multiple of `even` tiles, and all are a multiple of `whole`.
 std::vector<Blocks> in_blocks(const Convolution &convolution, int64_t pictures, int64_t step, int64_t even, int64_t whole) {
-  constexpr int64_t FACTORS = 6 << 20; // bytes
+  constexpr int64_t BYTES = 6 << 20; // of factors
   const auto up = [](int64_t count, int64_t to) { return (count + to - 1) / to * to; };
-  const int64_t TILES = std::clamp<int64_t>(FACTORS / (32 * convolution.channels), 64, 256);
+  const int64_t at_once = std::clamp<int64_t>(BYTES / (32 * convolution.channels), 64, 256); // tiles
   const int64_t rows = (convolution.rows + step - 1) / step, columns = (convolution.columns + step - 1) / step;
-  const int64_t most = std::min(rows, std::max<int64_t>(1, TILES / columns)); // rows of tiles of a block
+  const int64_t most = std::min(rows, std::max<int64_t>(1, at_once / columns)); // rows of tiles of a block
   const int64_t bands = (rows + most - 1) / most, high = (rows + bands - 1) / bands;
-  const int64_t per = std::max<int64_t>(1, TILES / up(high * columns, even));
+  const int64_t per = std::max<int64_t>(1, at_once / up(high * columns, even));
   std::vector<Blocks> all;
   for (int64_t at = 0; at < pictures * bands; at++) {
     if (at % per == 0) all.push_back({{}, 0});

@@ -1,5 +1,5 @@
-// What ops.cpp asks of the convolution of few multiplications; compiled for one instruction set, without torch (see
-// attention.h).
+// What ops_convolution.cpp asks of convolutions of few multiplications and their gradients; compiled for one instruction
+// set, without torch (see attention.h).
 #pragma once
 #include <cstdint>
 #include <vector>

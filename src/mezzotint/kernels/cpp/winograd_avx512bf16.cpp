@@ -199,7 +199,7 @@ template <typename T> void expand(const T *taps, int64_t pairs, uint16_t *weight
     weigh<true>(taps + at, step, odd);
 #pragma GCC unroll 16
     for (int k = 0; k < 16; k++)
-      _mm512_store_si512(weights + k * step + at, beside(even[k], odd[k]));
+      _mm512_store_si512(weights + k * step + at, paired(even[k], odd[k]));
   }
 }
 
@@ -271,10 +271,6 @@ inline uint16_t rounded(float x) {
   const __m128bh both = _mm_cvtneps_pbh(_mm_set_ss(x));
   return (uint16_t)_mm_extract_epi16((__m128i)both, 0);
 }
-
-} // namespace
-
-namespace {
 
 template <typename T> void arrange_as(const Weights &weights, int64_t channel, bool is_doubled, T *arranged) {
   const int64_t channels = weights.channels, outputs = std::min(OUTPUTS, weights.out_channels - channel);

@@ -53,7 +53,7 @@ void factor(const Convolution &map, const Tiles &tiles, const uint16_t *x, int64
     factors_of<Axis>(place(at), inputs.columns, even);
     if (at + 1 < count) factors_of<Axis>(place(at + 1), inputs.columns, odd);
 #pragma GCC unroll 16
-    for (int k = 0; k < PRODUCTS; k++) _mm512_storeu_si512(to + k * step, beside(even[k], odd[k]));
+    for (int k = 0; k < PRODUCTS; k++) _mm512_storeu_si512(to + k * step, paired(even[k], odd[k]));
   }
 }
 

@@ -1,12 +1,11 @@
 // What the convolutions of few multiplications and their gradients share: tiles, how they are read, and how they become
 // factors. For one instruction set; see winograd_avx512bf16.cpp.
 #pragma once
-#include "winograd.h"
-
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstring>
+
+#include "numbers_avx512bf16.h"
+#include "winograd.h"
 
 namespace mezzotint::avx512bf16 {
 namespace {
@@ -66,13 +65,7 @@ inline Floats widened(const uint16_t *x) {
 
 // x / (1 + e^-x), to 1e-4.
 inline Floats silu(Floats x) {
-  const Floats power = x * _mm512_set1_ps(-1.4426950408889634f);
-  const Floats f = _mm512_reduce_ps(power, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); // [0, 1)
-  Floats p = _mm512_fmadd_ps(_mm512_set1_ps(0.07802452f), f, _mm512_set1_ps(0.22606716f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69583353f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99992522f));
-  const Floats below = _mm512_scalef_ps(p, power) + _mm512_set1_ps(1);
-  return _mm512_div_ps(x, below);
+  return _mm512_div_ps(x, exp2(x * _mm512_set1_ps(-1.4426950408889634f)) + _mm512_set1_ps(1));
 }
 
 // The block's inputs, 16 channels from `channel` on, normalised; zeros outside the map. The channels that come next, or
@@ -119,13 +112,6 @@ inline void factors_of(const float *inputs, int64_t columns, Floats (&factors)[A
   }
 #pragma GCC unroll 4
   for (int c = 0; c < M; c++) Axis::in(h + c, M, factors + c, M);
-}
-
-// Two rows of 16 numbers, rounded, a number of one beside that of the other.
-inline __m512i beside(Floats even, Floats odd) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
-                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
 
 } // namespace
